@@ -1,0 +1,216 @@
+"""Labelled configurations: stacked frames of different sizes, padded, with their neighbours."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayespot.records.neighbors import Neighbors, pairs
+from bayespot.records.system import System
+from bayespot.tree import record, replace, take
+from bayespot.typing import Array, Bool, Float, Int
+
+
+@record(static=("cutoff", "group_names", "source"))
+class Dataset:
+    """``M`` labelled frames; every array has the leading axis ``M``, so slicing, gathering and ``vmap`` just work.
+
+    A frame with fewer atoms than the largest is padded with species 0. A missing label is 0 with a ``False`` in its
+    mask, never an invented value.
+
+    Attributes:
+        system: positions ``(M, N, 3)`` [Å], species ``(M, N)``, boxes ``(M, 3, 3)`` [Å].
+        neighbors: neighbours within ``cutoff``, ``(M, N, K)``.
+        energy: total energies ``(M,)`` [eV].
+        forces: ``(M, N, 3)`` [eV/Å].
+        stress: ``(M, 3, 3)`` [eV/Å³], ASE's sign (positive = tension).
+        has_energy, has_forces, has_stress: masks ``(M,)`` of labels that exist.
+        frame: number of the frame in its file, ``(M,)``.
+        group: index into ``group_names``, ``(M,)``.
+        cutoff: of the neighbours [Å].
+        group_names: names of the groups (``config_type`` of the file, if any).
+        source: file name, for messages.
+    """
+
+    system: System
+    neighbors: Neighbors
+    energy: Float[Array, "M"]
+    forces: Float[Array, "M N 3"]
+    stress: Float[Array, "M 3 3"]
+    has_energy: Bool[Array, "M"]
+    has_forces: Bool[Array, "M"]
+    has_stress: Bool[Array, "M"]
+    frame: Int[Array, "M"]
+    group: Int[Array, "M"]
+    cutoff: float
+    group_names: tuple[str, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return self.energy.shape[0]
+
+    def __getitem__(self, index) -> Dataset:
+        """Frames by slice, integer array or mask (an integer would drop the axis ``M``: use a slice of one)."""
+        if isinstance(index, int | np.integer):
+            index = slice(index, index + 1) if index != -1 else slice(-1, None)
+        return take(self, index)
+
+    @property
+    def atom_counts(self) -> np.ndarray:
+        """Number of real atoms of every frame, ``(M,)``."""
+        return np.asarray((self.system.species > 0).sum(-1))
+
+    @property
+    def species(self) -> tuple[int, ...]:
+        """Atomic numbers that occur, ascending."""
+        return tuple(int(z) for z in np.unique(np.asarray(self.system.species)) if z > 0)
+
+
+def stack_neighbors(positions: list, boxes: list, cutoff: float) -> Neighbors:
+    """Neighbours of frames of different sizes, padded to one ``(M, N, K)`` (host); padding is index ``N``."""
+    found = [pairs(x, h, cutoff) for x, h in zip(positions, boxes, strict=True)]
+    n = max((len(x) for x in positions), default=1)
+    counts = [np.bincount(i, minlength=len(x)) for (i, _, _), x in zip(found, positions, strict=True)]
+    k = max([int(c.max(initial=0)) for c in counts] + [1])
+    index = np.full((len(found), n, k), n, np.int32)
+    shift = np.zeros((len(found), n, k, 3), np.int8)
+    for m, ((i, j, s), count) in enumerate(zip(found, counts, strict=True)):
+        order = np.argsort(i, kind="stable")
+        i, j, s = i[order], j[order], s[order]
+        slot = np.arange(len(i)) - (np.cumsum(count) - count)[i]
+        index[m, i, slot], shift[m, i, slot] = j, s
+    return Neighbors(jnp.asarray(index), jnp.asarray(shift))
+
+
+def dataset(systems: list[System], cutoff: float, energy=None, forces=None, stress=None, group=None) -> Dataset:
+    """A ``Dataset`` from single systems and their labels in memory (files: ``bayespot.read``).
+
+    Args:
+        systems: ``M`` single systems, of any sizes.
+        cutoff: for the neighbours [Å].
+        energy: ``M`` total energies [eV]; a ``None`` in any of the lists marks a missing label.
+        forces: ``M`` arrays ``(N, 3)`` [eV/Å].
+        stress: ``M`` arrays ``(3, 3)`` [eV/Å³], positive = tension.
+        group: ``M`` names.
+
+    Raises:
+        ValueError: when there is no frame, lists differ in length, or a label contains NaN or inf.
+    """
+    m, n = len(systems), max((s.species.shape[0] for s in systems), default=0)
+    if m == 0:
+        raise ValueError("A dataset needs at least one frame. Got none.")
+    lists = {"energy": energy, "forces": forces, "stress": stress, "group": group}
+    if wrong := {k: len(v) for k, v in lists.items() if v is not None and len(v) != m}:
+        raise ValueError(f"Every list of labels needs one entry for each of the {m} systems. Got {wrong}.")
+    positions = [np.asarray(s.position, np.float64) for s in systems]
+    boxes = [np.asarray(s.box, np.float64) for s in systems]
+
+    def label(values, name, shape, per_atom=False):
+        out, has = np.zeros((m, *shape)), np.zeros(m, bool)
+        for f, value in enumerate(values if values is not None else ()):
+            if value is None:
+                continue
+            value = np.asarray(value, float)
+            if not np.isfinite(value).all():
+                raise ValueError(f"Labels must be finite. Frame {f}: {name} contains NaN or inf. Correct or remove it.")
+            out[(f, slice(0, len(value))) if per_atom else f] = value
+            has[f] = True
+        return jnp.asarray(out), jnp.asarray(has)
+
+    def padded(rows, width, dtype):
+        out = np.zeros((m, n, *width), dtype)
+        for f, row in enumerate(rows):
+            out[f, : len(row)] = row
+        return jnp.asarray(out)
+
+    names = tuple(dict.fromkeys(group)) if group is not None else ("all",)
+    codes = [names.index(g) for g in group] if group is not None else [0] * m
+    energies, has_energy = label(energy, "energy", ())
+    force, has_forces = label(forces, "forces", (n, 3), per_atom=True)
+    stresses, has_stress = label(stress, "stress", (3, 3))
+    return Dataset(
+        system=System(
+            padded(positions, (3,), float), padded([s.species for s in systems], (), np.int32), jnp.asarray(np.stack(boxes))
+        ),
+        neighbors=stack_neighbors(positions, boxes, cutoff),
+        energy=energies,
+        forces=force,
+        stress=stresses,
+        has_energy=has_energy,
+        has_forces=has_forces,
+        has_stress=has_stress,
+        frame=jnp.arange(m),
+        group=jnp.asarray(codes, jnp.int32),
+        cutoff=float(cutoff),
+        group_names=names,
+        source="memory",
+    )
+
+
+def with_cutoff(data: Dataset, cutoff: float) -> Dataset:
+    """The same frames with neighbours computed anew for another cutoff [Å] (host)."""
+    counts = data.atom_counts
+    positions = [np.asarray(x, np.float64)[:c] for x, c in zip(data.system.position, counts, strict=True)]
+    found = stack_neighbors(positions, list(np.asarray(data.system.box, np.float64)), cutoff)
+    width = data.system.position.shape[1]
+    missing = width - found.index.shape[1]
+    index = jnp.where(found.index == found.index.shape[1], width, found.index)
+    index = jnp.pad(index, ((0, 0), (0, missing), (0, 0)), constant_values=width)
+    shift = jnp.pad(found.shift, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    return replace(data, neighbors=Neighbors(index, shift), cutoff=float(cutoff))
+
+
+@record
+class Graph:
+    """A minibatch with the atoms of all its structures in one row of ``A``.
+
+    Attributes:
+        system: ``position (A, 3)``, ``species (A,)``, ``box (A, 3, 3)`` (the box of each atom's structure).
+        neighbors: ``(A, K)``; index ``A`` marks padding.
+        structure: number of each atom's structure, ``(A,)``; ``B`` for padding.
+        atom: place of each atom in the stacked ``(B * N,)`` axis, ``(A,)``; ``B * N`` for padding.
+    """
+
+    system: System
+    neighbors: Neighbors
+    structure: Int[Array, "A"]
+    atom: Int[Array, "A"]
+
+
+def flatten(batch: Dataset, capacity: int) -> Graph:
+    """Flatten stacked frames into one graph of ``capacity`` atoms, without the padding between frames (traceable).
+
+    The caller guarantees that the frames hold at most ``capacity`` atoms; atoms beyond it would be lost.
+    """
+    b, n = batch.system.species.shape
+    real = (batch.system.species > 0).ravel()
+    atom = jnp.nonzero(real, size=capacity, fill_value=b * n)[0].astype(jnp.int32)
+    place = jnp.full(b * n + 1, capacity, jnp.int32).at[atom].set(jnp.arange(capacity, dtype=jnp.int32), mode="drop")
+    place = place.at[b * n].set(capacity)
+    row = jnp.minimum(atom, b * n - 1)
+    structure = jnp.where(atom < b * n, atom // n, b)
+
+    def rows(x):
+        return x.reshape(b * n, *x.shape[2:])[row]
+
+    index = rows(batch.neighbors.index)
+    index = jnp.where(index < n, index + jnp.minimum(structure, b - 1)[:, None] * n, b * n)
+    used = atom < b * n
+    index = jnp.where(used[:, None], place[index], capacity)
+    flat = System(
+        position=rows(batch.system.position),
+        species=jnp.where(used, rows(batch.system.species), 0),
+        box=batch.system.box[jnp.minimum(structure, b - 1)],
+    )
+    return Graph(flat, Neighbors(index, rows(batch.neighbors.shift)), structure, atom)
+
+
+def largest_total(counts: np.ndarray, batch: int) -> int:
+    """Largest number of atoms that ``batch`` different frames of these atom counts can hold."""
+    return int(np.sort(counts)[-batch:].sum())
+
+
+def single(data: Dataset, index: int) -> tuple[System, Neighbors]:
+    """System and neighbours of one frame, padding included."""
+    return jax.tree.map(lambda x: x[index], (data.system, data.neighbors))

@@ -1,0 +1,94 @@
+"""A credible interval, and the observed values that it is made from."""
+
+import numpy as np
+
+from bayespot.tree import record
+from bayespot.typing import Array, Float, Int
+
+
+@record(static=("name", "unit", "axis"))
+class Observed:
+    """Values of one observable for every posterior sample.
+
+    Attributes:
+        value: averages over each run, ``(S, R, ...)``.
+        blocks: averages over ``B`` consecutive parts of each run, ``(S, R, B, ...)``; they resolve the sampling error
+            where there is a single replica.
+        coordinate: abscissa of the last axis, e.g. the distances of an RDF ``(S, n)``, or ``(S, 0)`` for a scalar.
+        status: of the runs, ``(S, R)``.
+        log_weight: of the posterior samples, ``(S,)``.
+        chain: that each sample comes from, ``(S,)``.
+        name, unit: of the observable.
+        axis: name and unit of the abscissa.
+    """
+
+    value: Float[Array, "S R *shape"]
+    blocks: Float[Array, "S R B *shape"]
+    coordinate: Float[Array, "S n"]
+    status: Int[Array, "S R"]
+    log_weight: Float[Array, "S"]
+    chain: Int[Array, "S"]
+    name: str
+    unit: str
+    axis: str
+
+
+@record(static=("level", "kind", "samples", "dropped", "name", "unit", "axis"))
+class Interval:
+    """Credible interval of an observable.
+
+    Attributes:
+        mean: posterior mean, any shape ``(...)``.
+        lower, upper: ends of the interval, ``(...)``.
+        std_model: parametric standard deviation between posterior samples, sampling variance subtracted, ``(...)``.
+        std_sampling: standard error of ``mean`` from the finite length of the simulations, ``(...)``.
+        coordinate: abscissa ``(n,)`` of the last axis, or ``(0,)``.
+        level: probability content, e.g. 0.95.
+        kind: how ``lower`` and ``upper`` were formed.
+        samples: number of posterior samples used.
+        dropped: numbers of the failed samples that were left out on request.
+        name, unit, axis: of the observable.
+    """
+
+    mean: Float[Array, "*shape"]
+    lower: Float[Array, "*shape"]
+    upper: Float[Array, "*shape"]
+    std_model: Float[Array, "*shape"]
+    std_sampling: Float[Array, "*shape"]
+    coordinate: Float[Array, "n"]
+    level: float
+    kind: str
+    samples: int
+    dropped: tuple[int, ...]
+    name: str
+    unit: str
+    axis: str
+
+    def __str__(self) -> str:
+        return table([self])
+
+    def covers(self, truth) -> np.ndarray:
+        """Whether the interval contains ``truth``, elementwise."""
+        truth = np.asarray(truth)
+        return (np.asarray(self.lower) <= truth) & (truth <= np.asarray(self.upper))
+
+
+def table(intervals: list[Interval], limit: int = 12) -> str:
+    """Intervals as an aligned text table; of a curve every so-manieth of its points, ``limit`` at most."""
+    head = f"{'observable':<26}{'mean':>12}{'lower':>12}{'upper':>12}{'std_model':>12}{'std_sampling':>14}"
+    lines = [head, "-" * len(head)]
+    for it in intervals:
+        columns = [np.ravel(np.asarray(x)) for x in (it.mean, it.lower, it.upper, it.std_model, it.std_sampling)]
+        where = np.ravel(np.asarray(it.coordinate))
+        stride = max(1, -(-len(columns[0]) // limit))
+        for k in range(0, len(columns[0]), stride):
+            label = it.name if len(columns[0]) == 1 else f"{it.name}({where[k]:.4g})" if len(where) else f"{it.name}[{k}]"
+            unit = f" [{it.unit}]" if it.unit else ""
+            mean, lower, upper, model, sampling = (c[k] for c in columns)
+            lines.append(f"{label + unit:<26}{mean:>12.5g}{lower:>12.5g}{upper:>12.5g}{model:>12.3g}{sampling:>14.3g}")
+    first = intervals[0] if intervals else None
+    if first:
+        note = f"{first.level:.0%} credible, {first.kind}, {first.samples} posterior samples"
+        dropped = sorted({d for it in intervals for d in it.dropped})
+        lines.append(note + (f"; dropped as failed: {', '.join(map(str, dropped))}" if dropped else ""))
+    return "\n".join(lines)

