@@ -1,0 +1,51 @@
+"""One loop over samples, chains or replicas: sequential in small batches, spread over the devices there are.
+
+On a CPU a batch of one is fastest and smallest; on an accelerator the batch should fill the machine
+(``docs/performance.md``).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from bayespot.tree import length
+from bayespot.typing import PyTree
+
+
+def default_batch_size(number: int) -> int:
+    """1 on a CPU; all of ``number``, shared among the devices, on an accelerator."""
+    return 1 if jax.default_backend() == "cpu" else -(-number // jax.device_count())
+
+
+def over_batches(function: Callable, tree: PyTree, *shared, batch_size: int) -> PyTree:
+    """Apply ``function(batch, *shared)`` to consecutive batches of the leading axis; traceable.
+
+    Args:
+        function: takes ``batch_size`` elements along the leading axis and returns as many.
+        tree: ``n`` elements along the leading axis; a last, incomplete batch is filled with copies of the last
+            element, whose results are dropped.
+        shared: arguments without that axis, the same for every batch.
+        batch_size: elements per call; batches run one after another on every device.
+
+    Returns:
+        ``n`` results along the leading axis, independent of the number of devices.
+    """
+    n = length(tree)
+    devices = min(jax.device_count(), -(-n // batch_size))
+    total = -(-n // (batch_size * devices)) * batch_size * devices
+
+    def split(x):
+        index = jnp.minimum(jnp.arange(total), n - 1)
+        return x[index].reshape(total // batch_size, batch_size, *x.shape[1:])
+
+    def run(batches, shared):
+        return jax.lax.map(lambda batch: function(batch, *shared), batches)
+
+    if devices > 1:
+        mesh = Mesh(jax.devices()[:devices], ("batch",))
+        spread, everywhere = PartitionSpec("batch"), PartitionSpec()
+        run = jax.shard_map(run, mesh=mesh, in_specs=(spread, everywhere), out_specs=spread, check_vma=False)
+    out = run(jax.tree.map(split, tree), shared)
+    return jax.tree.map(lambda x: x.reshape(total, *x.shape[2:])[:n], out)

@@ -1,0 +1,27 @@
+"""Configuration of the tests: float64, two CPU devices, a compilation cache, and shape checks of every signature."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data sets, from ``BAYESPOT_DATA``; without it the test is skipped."""
+    folder = os.environ.get("BAYESPOT_DATA")
+    if not folder:
+        pytest.skip("real data are needed: set BAYESPOT_DATA to their folder")
+    return Path(folder)
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
