@@ -3,7 +3,7 @@
 import numpy as np
 
 from bayespot.tree import record
-from bayespot.typing import Array, Float, Int
+from bayespot.typing import Array, Bool, Float, Int
 
 
 @record(static=("name", "unit", "axis"))
@@ -33,19 +33,22 @@ class Observed:
     axis: str
 
 
-@record(static=("level", "kind", "samples", "dropped", "name", "unit", "axis"))
+@record(static=("level", "kind", "samples", "sampling", "dropped", "name", "unit", "axis"))
 class Interval:
-    """Credible interval of an observable.
+    """Credible interval of an observable's true ensemble average.
 
     Attributes:
         mean: posterior mean, any shape ``(...)``.
         lower, upper: ends of the interval, ``(...)``.
         std_model: parametric standard deviation between posterior samples, sampling variance subtracted, ``(...)``.
         std_sampling: standard error of ``mean`` from the finite length of the simulations, ``(...)``.
+        resolved: where the samples differ by significantly more (F-test, 5 %) than sampling noise makes them differ;
+            elsewhere ``std_model`` is not known and longer runs are needed, ``(...)``.
         coordinate: abscissa ``(n,)`` of the last axis, or ``(0,)``.
         level: probability content, e.g. 0.95.
-        kind: how ``lower`` and ``upper`` were formed.
+        kind: how ``lower`` and ``upper`` were formed: ``"equal_tailed"``, ``"highest_density"`` or ``"student_t"``.
         samples: number of posterior samples used.
+        sampling: where the sampling error was taken from, ``"replicas"`` or ``"blocks"``.
         dropped: numbers of the failed samples that were left out on request.
         name, unit, axis: of the observable.
     """
@@ -55,10 +58,12 @@ class Interval:
     upper: Float[Array, "*shape"]
     std_model: Float[Array, "*shape"]
     std_sampling: Float[Array, "*shape"]
+    resolved: Bool[Array, "*shape"]
     coordinate: Float[Array, "n"]
     level: float
     kind: str
     samples: int
+    sampling: str
     dropped: tuple[int, ...]
     name: str
     unit: str
@@ -74,21 +79,30 @@ class Interval:
 
 
 def table(intervals: list[Interval], limit: int = 12) -> str:
-    """Intervals as an aligned text table; of a curve every so-manieth of its points, ``limit`` at most."""
-    head = f"{'observable':<26}{'mean':>12}{'lower':>12}{'upper':>12}{'std_model':>12}{'std_sampling':>14}"
+    """Intervals as an aligned text table; of a curve every so-manieth of its points, ``limit`` at most.
+
+    A star marks a ``std_model`` that is not resolved from the sampling noise.
+    """
+    head = f"{'observable':<26}{'mean':>12}{'lower':>12}{'upper':>12}{'std_model':>12} {'std_sampling':>13}"
     lines = [head, "-" * len(head)]
+    starred = False
     for it in intervals:
-        columns = [np.ravel(np.asarray(x)) for x in (it.mean, it.lower, it.upper, it.std_model, it.std_sampling)]
+        fields = (it.mean, it.lower, it.upper, it.std_model, it.std_sampling, it.resolved)
+        columns = [np.ravel(np.asarray(x)) for x in fields]
         where = np.ravel(np.asarray(it.coordinate))
         stride = max(1, -(-len(columns[0]) // limit))
         for k in range(0, len(columns[0]), stride):
             label = it.name if len(columns[0]) == 1 else f"{it.name}({where[k]:.4g})" if len(where) else f"{it.name}[{k}]"
             unit = f" [{it.unit}]" if it.unit else ""
-            mean, lower, upper, model, sampling = (c[k] for c in columns)
-            lines.append(f"{label + unit:<26}{mean:>12.5g}{lower:>12.5g}{upper:>12.5g}{model:>12.3g}{sampling:>14.3g}")
-    first = intervals[0] if intervals else None
-    if first:
-        note = f"{first.level:.0%} credible, {first.kind}, {first.samples} posterior samples"
-        dropped = sorted({d for it in intervals for d in it.dropped})
-        lines.append(note + (f"; dropped as failed: {', '.join(map(str, dropped))}" if dropped else ""))
+            mean, lower, upper, model, sampling, resolved = (c[k] for c in columns)
+            star = " " if resolved else "*"
+            starred |= not resolved
+            ends = f"{mean:>12.5g}{lower:>12.5g}{upper:>12.5g}"
+            lines.append(f"{label + unit:<26}{ends}{model:>12.3g}{star}{sampling:>13.3g}")
+    notes = (f"{i.level:.0%} credible, {i.kind}, {i.samples} posterior samples, sampling from {i.sampling}" for i in intervals)
+    lines += list(dict.fromkeys(notes))
+    if dropped := sorted({d for it in intervals for d in it.dropped}):
+        lines.append(f"dropped as failed: samples {', '.join(map(str, dropped))}")
+    if starred:
+        lines.append("* not resolved from sampling noise: longer runs or more replicas are needed")
     return "\n".join(lines)

@@ -1,0 +1,73 @@
+"""Prior densities of parameters, from ``numpyro.distributions``, with a filter for parameters that must not get one."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from bayespot.typing import Params, Scalar
+
+Prior = Callable[[Params], Scalar]
+"""``parameters → log density``, up to a constant."""
+
+
+def prior(distribution: Callable) -> Prior:
+    """A prior that gives every array of parameters its own distribution.
+
+    Args:
+        distribution: ``(path, array) → numpyro distribution or None``; the path reads like ``"1/kernel_0"``, and
+            ``None`` leaves the array without a prior (a flat one).
+    """
+
+    def log_density(params: Params) -> Scalar:
+        total = jnp.zeros((), jnp.result_type(float))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            name = "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+            chosen = distribution(name, leaf)
+            if chosen is not None:
+                total = total + chosen.log_prob(leaf).sum()
+        return total
+
+    return log_density
+
+
+_NOT_CENTRED = ("frequencies", "mixing", "sigma", "epsilon")
+
+
+def _skipped(name: str, skip: tuple[str, ...]) -> bool:
+    return any(word in name for word in skip)
+
+
+def flat() -> Prior:
+    """No prior at all (an improper, constant one)."""
+    return prior(lambda name, leaf: None)
+
+
+def normal(scale: float = 1.0, skip: tuple[str, ...] = _NOT_CENTRED) -> Prior:
+    """Independent zero-mean normals of standard deviation ``scale`` on every parameter.
+
+    Args:
+        scale: standard deviation.
+        skip: parameters whose path contains one of these words get none, because zero is no sensible centre for
+            them: radial frequencies, mixing of species, constants of classical potentials.
+    """
+    import numpyro.distributions as dist
+
+    return prior(lambda name, leaf: None if _skipped(name, skip) else dist.Normal(0.0, scale))
+
+
+def scaled_normal(scale: float = 1.0, skip: tuple[str, ...] = _NOT_CENTRED) -> Prior:
+    """Zero-mean normals of standard deviation ``scale / √fan_in`` on matrices, ``scale`` on everything else.
+
+    With it the prior over *functions* keeps its size as layers grow (Neal, *Bayesian Learning for Neural Networks*,
+    1996, chapter 2). ``fan_in`` is the last but one axis.
+    """
+    import numpyro.distributions as dist
+
+    def choose(name, leaf):
+        if _skipped(name, skip):
+            return None
+        fan_in = leaf.shape[-2] if leaf.ndim >= 2 and leaf.shape[-2] > 1 else 1
+        return dist.Normal(0.0, scale / fan_in**0.5)
+
+    return prior(choose)

@@ -1,0 +1,200 @@
+"""Structure: radial and angular distribution functions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayespot.observables.observable import Observable, average, sound
+from bayespot.observables.pairs import (
+    NEAREST,
+    half_height,
+    heights,
+    require_species,
+    require_volume,
+    selected,
+    sound_boxes,
+    symbols,
+    translations,
+    wrapped,
+)
+from bayespot.records.system import System, volume
+from bayespot.records.trajectory import Frame, Trajectory
+from bayespot.typing import Array, Float, Int
+
+
+def rdf(r_max: float, bins: int = 100, pair: tuple[int, int] | None = None) -> Observable:
+    r"""Radial distribution function: how much more often than in an ideal gas a neighbour is found at a distance.
+
+    .. math:: g_{ab}(r) = \frac{V}{N_a N_b\, v_\mathrm{shell}(r)}
+              \sum_{i \in a} \sum_{j \in b} \#\{ n : r \le |x_j + n h - x_i| < r + \Delta r \},
+              \qquad v_\mathrm{shell} = \tfrac{4}{3}\pi[(r+\Delta r)^3 - r^3]
+
+    Periodic images are all counted, so ``r_max`` may exceed half the box. The prefactor has :math:`N_a N_b`, not
+    :math:`N_a(N_a-1)`: coordination numbers :math:`(N_b/V)\int g\,4\pi r^2 dr` are exact, and an ideal gas of
+    like atoms has :math:`g = 1 - 1/N_a`.
+
+    Args:
+        r_max: largest distance [Å].
+        bins: number of equal bins; the coordinate is their centre.
+        pair: atomic numbers ``(a, b)``; default all atoms.
+
+    Raises:
+        ValueError: for a non-positive argument; in ``observe`` for an open box or an absent species.
+
+    Reference: Allen and Tildesley, *Computer Simulation of Liquids*, 2nd ed. (2017), section 8.2.
+    """
+    if r_max <= 0 or bins < 1:
+        raise ValueError(f"rdf needs r_max > 0 and at least one bin. Got r_max={r_max}, bins={bins}.")
+    edges = np.linspace(0.0, r_max, bins + 1)
+    shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
+    name = "g(r)" + symbols(pair)
+
+    def frame(images: tuple | None):
+        def function(frame: Frame) -> Float[Array, "bins"]:
+            system = frame.system
+            counts = _pair_counts(system, pair, images or NEAREST, r_max, bins)
+            a, b = (selected(system.species, z).sum() for z in pair or (None, None))
+            g = counts * volume(system.box) / (a * b * shells)
+            if images is None:
+                g = jnp.where(edges[1:] <= half_height(system) * (1 + 1e-6), g, jnp.nan)
+            return g.astype(system.position.dtype)
+
+        return function
+
+    def prepare(trajectories: Trajectory) -> Observable:
+        require_volume(trajectories, name)
+        require_species(trajectories, pair or (), name)
+        return observable._replace(frame=frame(translations(sound_boxes(trajectories), r_max)), prepare=None)
+
+    centres = 0.5 * (edges[1:] + edges[:-1])
+    observable = Observable(frame(None), average, name, "", centres, "r [Å]", prepare)
+    return observable
+
+
+def _pair_counts(system: System, pair, images, r_max: float, bins: int) -> Float[Array, "bins"]:
+    """Number of ordered pairs (a around it b) per bin of distance, the images of an atom itself included."""
+    n = system.species.shape[0]
+    i, j = np.triu_indices(n, 1)
+    a, b = (selected(system.species, z) for z in pair or (None, None))
+    dtype = system.position.dtype
+    weight = (a[i] & b[j]).astype(dtype) + (b[i] & a[j]).astype(dtype)
+    vectors = wrapped(system, system.position[j] - system.position[i])
+    moves = jnp.asarray(images, dtype) @ system.box
+
+    def add(counts, move):
+        index = jnp.floor(jnp.linalg.norm(vectors + move, axis=-1) * (bins / r_max))
+        return counts.at[jnp.minimum(index, bins).astype(jnp.int32)].add(weight), None
+
+    counts, _ = jax.lax.scan(add, jnp.zeros(bins + 1, dtype), moves)
+    self_index = jnp.floor(jnp.linalg.norm(_self_images(system, r_max, images), axis=-1) * (bins / r_max))
+    both = (a & b).sum().astype(dtype)
+    return counts.at[jnp.minimum(self_index, bins).astype(jnp.int32)].add(both)[:bins]
+
+
+def _self_images(system: System, r_max: float, images) -> Float[Array, "n 3"]:
+    """Vectors from an atom to its own images; its distance 0 to itself is moved out of range."""
+    moves = jnp.asarray(images[1:] or ((0, 0, 0),), system.position.dtype) @ system.box
+    return jnp.where(jnp.any(moves != 0, axis=-1, keepdims=True), moves, 2.0 * r_max)
+
+
+def adf(cutoff: float, bins: int = 90, triplet: tuple[int, int, int] | None = None) -> Observable:
+    r"""Angular distribution function: density of the angles between two neighbours as seen from their centre.
+
+    .. math:: p(\theta) = \frac{1}{\#} \sum_i \sum_{j<k} \delta(\theta - \theta_{jik}),
+              \qquad r_{ij}, r_{ik} < r_c, \qquad \int_0^{180°} p(\theta)\, d\theta = 1
+
+    The angle is in degrees and the density per degree. All triplets of a run count alike (a ratio of averages). There
+    is no division by :math:`\sin\theta`: without correlation :math:`p \propto \sin\theta`.
+
+    Args:
+        cutoff: distance within which two atoms are neighbours [Å].
+        bins: number of equal bins from 0 to 180 degrees.
+        triplet: atomic numbers ``(neighbour, centre, neighbour)``; default all atoms.
+
+    Raises:
+        ValueError: for a non-positive argument; in ``observe`` for an absent species. A run without any triplet
+            gives NaN, which ``interval`` refuses.
+    """
+    if cutoff <= 0 or bins < 1:
+        raise ValueError(f"adf needs cutoff > 0 and at least one bin. Got cutoff={cutoff}, bins={bins}.")
+    width = 180.0 / bins
+    name = "ADF" + symbols(triplet)
+
+    def frame(images: tuple | None, capacity: int | None):
+        def function(frame: Frame) -> Float[Array, "bins"]:
+            counts, most = _angle_counts(frame.system, triplet, images or NEAREST, cutoff, bins, capacity)
+            valid = True if capacity is None else most <= capacity
+            if images is None:
+                valid = valid & (cutoff <= half_height(frame.system) * (1 + 1e-6))
+            return jnp.where(valid, counts, jnp.nan)
+
+        return function
+
+    def combine(values: Float[Array, "T bins"], weights: Float[Array, "T"]) -> Float[Array, "bins"]:
+        counts = average(values, weights)
+        return counts / (counts.sum() * width)
+
+    def prepare(trajectories: Trajectory) -> Observable:
+        require_species(trajectories, triplet or (), name)
+        boxes = sound_boxes(trajectories)
+        images = translations(boxes, cutoff) if np.isfinite(heights(boxes)).any() else NEAREST
+        capacity = _most_neighbors(trajectories, images, cutoff)
+        return observable._replace(frame=frame(images, max(capacity, 2)), prepare=None)
+
+    centres = (np.arange(bins) + 0.5) * width
+    observable = Observable(frame(None, None), combine, name, "1/degree", centres, "angle [degree]", prepare)
+    return observable
+
+
+def _neighbor_vectors(system: System, images, cutoff: float) -> tuple[Float[Array, "N K 3"], Float[Array, "N K"]]:
+    """Vectors from every atom to all others and their images, and distances; infinite beyond the cutoff."""
+    n = system.species.shape[0]
+    dtype = system.position.dtype
+    vectors = wrapped(system, system.position[None, :] - system.position[:, None])
+    moves = jnp.asarray(images, dtype) @ system.box
+    vectors = vectors[:, None] + moves[:, None]
+    real = (system.species > 0)[:, None] & (system.species > 0)
+    itself = np.eye(n, dtype=bool)[:, None] & ~np.any(images, axis=-1)[:, None]
+    squared = (vectors**2).sum(-1)
+    near = real[:, None] & ~itself & (squared < cutoff**2)
+    distance = jnp.where(near, jnp.sqrt(jnp.where(near, squared, 1.0)), jnp.inf)
+    return vectors.reshape(n, -1, 3), distance.reshape(n, -1)
+
+
+def _most_neighbors(trajectories: Trajectory, images, cutoff: float) -> int:
+    """Largest number of neighbours of any atom in the sound runs (host)."""
+    systems = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), trajectories.frames.system)
+
+    @jax.jit
+    def count(systems: System) -> Int[Array, "T"]:
+        def most(system):
+            return jnp.isfinite(_neighbor_vectors(system, images, cutoff)[1]).sum(-1).max()
+
+        return jax.lax.map(most, systems)
+
+    most = np.asarray(count(systems)).reshape(trajectories.frames.energy.shape)
+    return int(most[sound(trajectories)].max(initial=2))
+
+
+def _angle_counts(system: System, triplet, images, cutoff: float, bins: int, capacity: int | None):
+    """Number of angles per bin, and the largest number of neighbours that an atom has."""
+    vectors, distance = _neighbor_vectors(system, images, cutoff)
+    n, width = distance.shape
+    found = jnp.isfinite(distance)
+    k = width if capacity is None else min(capacity, width)
+    _, nearest = jax.lax.top_k(-distance, k)
+    arms = jnp.take_along_axis(vectors, nearest[..., None], axis=1)
+    length = jnp.take_along_axis(distance, nearest, axis=1)
+    there = jnp.isfinite(length)
+    species = system.species[nearest % n]
+    first, centre, second = (None, None, None) if triplet is None else triplet
+    i, j = np.triu_indices(k, 1)
+    a, b = selected(species, first) & there, selected(species, second) & there
+    weight = ((a[:, i] & b[:, j]) | (b[:, i] & a[:, j])) & selected(system.species, centre)[:, None]
+    unit = arms / jnp.where(there, jnp.maximum(length, 1e-12), 1.0)[..., None]
+    p, q = unit[:, i], unit[:, j]
+    # atan2 keeps its precision near 0 and 180 degrees, where the arc cosine loses half the digits.
+    angle = 2.0 * jnp.arctan2(jnp.linalg.norm(p - q, axis=-1), jnp.linalg.norm(p + q, axis=-1))
+    index = jnp.clip(jnp.floor(angle * (bins / np.pi)), 0, bins - 1).astype(jnp.int32)
+    counts = jnp.zeros(bins, system.position.dtype).at[index].add(weight.astype(system.position.dtype))
+    return counts, found.sum(-1).max()

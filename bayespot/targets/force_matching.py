@@ -1,0 +1,200 @@
+r"""Force matching: the posterior of a potential given energies, forces and stresses of reference calculations.
+
+.. math::
+   \log p(\theta \mid D) = \log p(\theta) + \sum_m \Big[ \log p\Big(\tfrac{E_m}{N_m} \Big| \tfrac{U_\theta}{N_m}, \sigma_E\Big)
+   + \sum_{i\alpha} \log p(F_{m,i\alpha} \mid F_{\theta,i\alpha}, \sigma_F)
+   + \sum_{\alpha\le\beta} \log p(\sigma_{m,\alpha\beta} \mid \sigma_{\theta,\alpha\beta}, \sigma_S) \Big]
+
+with Gaussian or Student-t errors. The scales σ are parameters, sampled as their logarithm with its Jacobian (after
+Thaler, Doehner and Zavadlav, J. Chem. Theory Comput. 19, 4520 (2023)). The likelihood sums over atoms and components.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayespot.infer.priors import Prior
+from bayespot.infer.target import Target
+from bayespot.potentials.potential import Potential, check_compatible
+from bayespot.records.dataset import Dataset, flatten, largest_total
+from bayespot.records.system import volume
+from bayespot.tree import replace
+from bayespot.typing import Array, Float, Key, Params, Scalar
+
+_SIX = np.triu_indices(3)
+
+
+class Noise(NamedTuple):
+    """Scales of the errors of the labels, and what is known about them beforehand.
+
+    Attributes:
+        energy: expected scale σ_E [eV/atom]; ``None`` ignores energies.
+        forces: σ_F of a force component [eV/Å]; ``None`` ignores forces.
+        stress: σ_S of a stress component [eV/Å³]; ``None`` ignores stresses.
+        dof: degrees of freedom of Student-t errors; ``None`` means Gaussian.
+        learn: ``"exponential"`` makes each σ a parameter with an exponential prior whose mean is the expected
+            scale; ``"fixed"`` keeps it.
+    """
+
+    energy: float | None = 0.005
+    forces: float | None = 0.05
+    stress: float | None = None
+    dof: float | None = None
+    learn: str = "exponential"
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The scales in use, by label."""
+        return {k: v for k in ("energy", "forces", "stress") if (v := getattr(self, k)) is not None}
+
+
+def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noise = Noise()) -> Target:  # noqa: B008
+    """The target of ordinary, bottom-up training.
+
+    Parameters are ``{"potential": …, "noise": {"energy": log σ_E, …}}``.
+
+    Args:
+        potential: what is learned.
+        data: training frames, for their number and sizes; minibatches of them come from ``infer``.
+        prior: of the potential's parameters, e.g. ``scaled_normal(1.0)``.
+        noise: scales of the label errors.
+
+    Raises:
+        ValueError: if the potential does not know a species, its cutoff is longer than that of the data's neighbours,
+            a scale is not positive, or none of the labels in use occurs in the data.
+    """
+    check_compatible(potential, data)
+    scales = _checked_scales(noise, data)
+    counts, size = data.atom_counts, len(data)
+
+    def initial(key: Key) -> Params:
+        log_scales = {k: jnp.log(jnp.asarray(v, jnp.result_type(float))) for k, v in scales.items()}
+        return {"potential": potential.init(key), "noise": log_scales if noise.learn == "exponential" else {}}
+
+    def sigma(params: Params, label: str) -> Scalar:
+        return jnp.exp(params["noise"][label]) if label in params["noise"] else jnp.asarray(scales[label])
+
+    def log_scale_prior(params: Params) -> Scalar:
+        # exponential density of σ with mean s, times the Jacobian dσ/d(log σ) = σ
+        terms = [z - jnp.exp(z) / scales[label] for label, z in params["noise"].items()]
+        return sum(terms, jnp.zeros(()))
+
+    def log_likelihood(params: Params, batch: Dataset) -> Scalar:
+        def score(label, error, mask):
+            return jnp.where(mask, _log_error(error, sigma(params, label), noise.dof), 0.0).sum()
+
+        errors = residuals(potential, params["potential"], batch, counts, "stress" in scales)
+        real = (batch.system.species > 0)[..., None] & batch.has_forces[:, None, None]
+        masks = {"energy": batch.has_energy, "forces": real, "stress": batch.has_stress[:, None]}
+        return sum(score(label, errors[label], masks[label]) for label in scales)
+
+    def value_and_grad(key: Key, params: Params, state, batch: Dataset):
+        def value(params):
+            frames = batch.energy.shape[0]
+            prior_part = prior(params["potential"]) + log_scale_prior(params)
+            return log_likelihood(params, batch) / frames + prior_part / size
+
+        value, gradient = jax.value_and_grad(value)(params)
+        return value, gradient, state, {}
+
+    def metrics(params: Params, batch: Dataset) -> dict[str, Scalar]:
+        errors = residuals(potential, params["potential"], batch, None, "stress" in scales)
+        real = (batch.system.species > 0)[..., None] & batch.has_forces[:, None, None]
+        out = {"log_likelihood": log_likelihood(params, batch) / batch.energy.shape[0]}
+        for label, mask in {"energy": batch.has_energy, "forces": real, "stress": batch.has_stress[:, None]}.items():
+            if label in scales:
+                error = jnp.where(mask, errors[label], 0.0)
+                number = jnp.broadcast_to(mask, error.shape).sum()
+                out[f"{label}_rmse"] = jnp.sqrt((error**2).sum() / jnp.maximum(number, 1))
+        return out
+
+    return Target(initial, lambda key, params: (), value_and_grad, metrics, size, potential.spec)
+
+
+def _checked_scales(noise: Noise, data: Dataset) -> dict[str, float]:
+    if noise.learn not in ("exponential", "fixed"):
+        raise ValueError(f'learn must be "exponential" or "fixed". Got "{noise.learn}".')
+    if wrong := {k: v for k, v in noise.scales.items() if not v > 0}:
+        raise ValueError(f"Noise scales must be positive. Got {wrong}.")
+    present = {k: bool(getattr(data, f"has_{k}").any()) for k in noise.scales}
+    scales = {k: v for k, v in noise.scales.items() if present[k]}
+    if not scales:
+        raise ValueError(f"{data.source} has none of the labels {list(noise.scales)}. Give noise a scale for one it has.")
+    return scales
+
+
+def _log_error(error: Array, sigma: Scalar, dof: float | None) -> Array:
+    """Log density of errors: normal, or Student-t with ``dof`` degrees of freedom."""
+    import numpyro.distributions as dist
+
+    sigma = sigma.astype(error.dtype)
+    density = dist.Normal(0.0, sigma) if dof is None else dist.StudentT(dof, 0.0, sigma)
+    return density.log_prob(error)
+
+
+def _capacity(counts: np.ndarray | None, frames: int, atoms: int) -> int:
+    """Atoms that nearly every minibatch stays below (mean + 5 standard deviations), in steps of 32."""
+    if counts is None or frames > len(counts):
+        return frames * atoms
+    typical = counts.mean() * frames + 5 * counts.std() * frames**0.5
+    return min(int(-(-typical // 32) * 32), largest_total(counts, frames), frames * atoms)
+
+
+def residuals(
+    potential: Potential, params: Params, batch: Dataset, counts: np.ndarray | None, with_stress: bool
+) -> dict[str, Float[Array, "..."]]:
+    """Prediction minus label: energy per atom ``(B,)``, forces ``(B, N, 3)``, stress ``(B, 6)``; frames in one flat graph.
+
+    Args:
+        potential, params: of the prediction.
+        batch: stacked frames.
+        counts: atoms of every frame that minibatches are drawn from. They give the length of the flat graph; the rare
+            minibatch that is longer goes through a second, fully padded one. ``None`` means full padding.
+        with_stress: whether ``"stress"`` is needed.
+    """
+    frames, atoms = batch.system.species.shape
+    capacity = _capacity(counts, frames, atoms)
+
+    def at(capacity):
+        return lambda batch: _flat_residuals(potential, params, batch, capacity, with_stress)
+
+    never_longer = capacity == frames * atoms or (counts is not None and capacity >= largest_total(counts, frames))
+    if never_longer:
+        return at(capacity)(batch)
+    fits = (batch.system.species > 0).sum() <= capacity
+    return jax.lax.cond(fits, at(capacity), at(frames * atoms), batch)
+
+
+def _flat_residuals(potential, params, batch: Dataset, capacity: int, with_stress: bool) -> dict[str, Array]:
+    frames, atoms = batch.system.species.shape
+    graph = flatten(batch, capacity)
+    of_structure = jnp.minimum(graph.structure, frames - 1)
+
+    def total(position, strain):
+        system = replace(graph.system, position=position)
+        if with_stress:
+            symmetric = 0.5 * (strain + strain.swapaxes(1, 2))[of_structure]
+            system = replace(
+                system,
+                position=position + jnp.einsum("ax,axy->ay", position, symmetric),
+                box=system.box + system.box @ symmetric,
+            )
+        energies = potential.atom_energies(params, system, graph.neighbors)
+        return energies.sum(), energies
+
+    position, strain = graph.system.position, jnp.zeros((frames, 3, 3), graph.system.position.dtype)
+    (gradient, virial), energies = jax.grad(total, argnums=(0, 1), has_aux=True)(position, strain)
+    number = (batch.system.species > 0).sum(1)
+    energy = jax.ops.segment_sum(energies, graph.structure, frames)
+    forces = jnp.zeros((frames * atoms, 3), gradient.dtype).at[graph.atom].set(-gradient, mode="drop")
+    out = {
+        "energy": (energy - batch.energy) / jnp.maximum(number, 1),
+        "forces": forces.reshape(frames, atoms, 3) - batch.forces,
+    }
+    if with_stress:
+        v = volume(batch.system.box)
+        stress = virial / jnp.where(v > 0, v, 1.0)[:, None, None]
+        out["stress"] = (stress - batch.stress)[:, _SIX[0], _SIX[1]]
+    return out
