@@ -1,0 +1,69 @@
+"""Credible intervals for molecular simulation with neural-network potentials.
+
+The public names, in the order in which data flow through them; each is imported when it is first used, so that
+``import bayespot`` costs next to nothing on top of JAX and touches no backend.
+"""
+
+import importlib
+from typing import Any
+
+_NAMES = {
+    "records.system": "System system from_ase to_ase masses volume",
+    "records.neighbors": "Neighbors neighbors displacements",
+    "records.dataset": "Dataset dataset with_cutoff",
+    "records.ase_frames": "from_ase_frames",
+    "records.statistics": "reference_energies force_scale summary",
+    "records.split": "split split_by_group leave_group_out",
+    "io": "read save load",
+    "potentials.potential": "Potential add energy_and_forces energy_forces_stress forces stress",
+    "potentials.build": "build",
+    "potentials.classical": "lennard_jones stillinger_weber",
+    "potentials.repulsion": "repulsion",
+    "potentials.descriptor_mlp": "descriptor_mlp",
+    "potentials.dimenet": "dimenet",
+    "potentials.scale_shift": "scale_shift",
+    "potentials.teacher": "label add_noise",
+    "infer.priors": "prior flat normal scaled_normal",
+    "targets.force_matching": "Noise force_matching",
+    "infer.target": "Target initial",
+    "infer.algorithm": "Algorithm",
+    "infer.schedules": "constant polynomial cosine",
+    "infer.preconditioner": "identity fixed rms",
+    "infer.optimise": "optimise",
+    "infer.sgld": "sgld",
+    "infer.infer": "infer",
+    "infer.diagnostics": "rhat ess",
+    "records.posterior": "PosteriorSamples weights healthy concatenate to_arviz",
+    "records.trajectory": "Frame Trajectory",
+    "simulate.ensemble": "Ensemble nve nvt_langevin nvt_nose_hoover",
+    "simulate.simulate": "simulate propagate",
+    "observables.observable": "Observable observe",
+    "observables.structure": "rdf adf",
+    "observables.thermodynamics": "temperature energy_per_atom pressure",
+    "observables.dynamics": "msd",
+    "records.interval": "Interval Observed table",
+    "uq.intervals": "interval",
+    "uq.predict": "Prediction predict errors",
+    "uq.calibration": "reliability",
+    "plots": "plot_interval plot_reliability plot_learning plot_parity",
+    "errors": "Status DataError FailedSamples",
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+_MODULES = ("units",)
+
+__all__ = [*_HOME, *_MODULES]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"bayespot.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"bayespot has no name {name!r}. See dir(bayespot).")
+    value = getattr(importlib.import_module(f"bayespot.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *globals()])

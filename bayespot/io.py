@@ -59,7 +59,7 @@ def read(
 def _frames(path: Path, index: int | str | slice) -> list[Entry]:
     """The chosen frames of one file; all are read, so that every error can name its frame."""
     from ase.io import iread
-    from ase.io.formats import string2index
+    from ase.utils import string2index
 
     if not path.is_file():
         raise DataError(path, None, f"there is no such file (looked from {Path.cwd()}). Check its name.")
@@ -74,16 +74,35 @@ def _frames(path: Path, index: int | str | slice) -> list[Entry]:
             raise DataError(
                 path,
                 len(frames),
-                f"ASE cannot read this frame ({cause}: {error}). The file may be empty, truncated, damaged or of another format.",
+                f"ASE cannot read this frame ({cause}: {error}). "
+                "The file may be empty, truncated, damaged or of another format.",
             ) from error
+    _check_all_read(path, frames)
     chosen = string2index(index) if isinstance(index, str) else index
     try:
-        selected = frames[chosen] if isinstance(chosen, slice) else [frames[chosen]]
+        selected = frames[chosen] if isinstance(chosen, slice) else [frames[int(chosen)]]
     except IndexError as error:
         raise DataError(path, None, f"index must lie within the {len(frames)} frames, got {index}.") from error
     if not selected:
         raise DataError(path, None, f"at least one frame is needed, got none of {len(frames)} with index {index!r}.")
     return selected
+
+
+def _check_all_read(path: Path, frames: list[Entry]) -> None:
+    """Refuse an xyz file with text after the last frame: ASE stops silently at a blank line between frames."""
+    from ase.io.formats import open_with_compression
+
+    if not {".xyz", ".extxyz"} & set(path.suffixes):
+        return
+    expected = sum(len(entry.atoms) + 2 for entry in frames)
+    with open_with_compression(str(path), "rt") as file:
+        for number, line in enumerate(file, start=1):
+            if number > expected and line.strip() and not line.startswith("VEC"):
+                raise DataError(
+                    path,
+                    len(frames),
+                    f"text from line {number} on is not read, because a blank line stands before it. Remove that.",
+                )
 
 
 def save(samples: PosteriorSamples, path: str | Path) -> None:

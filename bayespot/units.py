@@ -36,5 +36,5 @@ GPa = 1e9 / _JOULE_PER_EV * 1e-30
 """One gigapascal [eV/Å³]."""
 bar = 1e-4 * GPa
 
-coulomb = 14.399645478
+coulomb = hartree * bohr
 """Coulomb constant e²/(4πε₀) [eV·Å]."""

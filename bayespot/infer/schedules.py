@@ -15,10 +15,19 @@ def constant(value: float) -> Schedule:
 
 
 def polynomial(first: float, last: float, steps: int, power: float = 0.33) -> Schedule:
-    r"""Polynomial decay :math:`\epsilon_k = a (b + k)^{-\gamma}` from ``first`` at step 0 to ``last`` at step ``steps − 1``; then constant.
+    r"""Polynomial decay :math:`\epsilon_k = a (b + k)^{-\gamma}` from ``first`` to ``last``, and ``last`` from then on.
+
+    Args:
+        first: step size at step 0.
+        last: step size at step ``steps − 1``.
+        steps: length of the decay.
+        power: the exponent γ.
+
+    Raises:
+        ValueError: unless 0 < last < first.
 
     Reference:
-        Welling and Teh, ICML (2011), section 4; ``power`` is their :math:`\gamma`.
+        Welling and Teh, ICML (2011), section 4.
 
     Example:
         >>> round(float(polynomial(0.05, 0.001, 1000)(499)), 8)

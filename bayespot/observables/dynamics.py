@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayespot import units
-from bayespot.observables.observable import Observable, sound
+from bayespot.observables.observable import Observable, Weights, sound
 from bayespot.observables.pairs import require_species, selected, symbols
 from bayespot.records.system import masses
 from bayespot.records.trajectory import Frame, Trajectory
@@ -43,7 +43,7 @@ def msd(duration: float, every: float, species: int | None = None) -> Observable
         share = selected(system.species, species).astype(system.position.dtype)
         return jnp.concatenate([jnp.where(real, system.position - centre, 0.0), share[:, None]], axis=-1)
 
-    def combine(values: Float[Array, "T N 4"], weights) -> Float[Array, "lags"]:
+    def combine(values: Float[Array, "T N 4"], weights: Weights) -> Float[Array, "lags"]:
         _require_equal(weights, name)
         frames = values.shape[0]
         if frames <= lags:
@@ -86,5 +86,6 @@ def _require_spacing(trajectories: Trajectory, every: float, name: str) -> None:
     if steps.size and np.abs(steps - every).max() > tolerance:
         raise ValueError(
             f"{name} needs frames that are `every` = {every:.6g} apart. "
-            f"Got spacings from {steps.min():.6g} to {steps.max():.6g} [internal time unit]. Pass the spacing of the frames."
+            f"Got spacings from {steps.min():.6g} to {steps.max():.6g} [internal time unit]. "
+            "Pass the spacing of the frames."
         )

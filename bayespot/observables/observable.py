@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -24,8 +25,11 @@ from bayespot.records.posterior import PosteriorSamples
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.typing import Array, Float
 
+Weights = Float[Array, "T"] | Float[np.ndarray, "T"]
+"""Weights of the frames; they sum to 1."""
 
-def average(values: Float[Array, "T *shape"], weights: Float[Array, "T"]) -> Float[Array, "*shape"]:
+
+def average(values: Float[Array, "T *shape"], weights: Weights) -> Float[Array, "*shape"]:
     """Weighted average over the frames; the weights sum to 1."""
     return jnp.tensordot(jnp.asarray(weights, values.dtype), values, axes=1)
 
@@ -136,7 +140,7 @@ def _with_axes(trajectories: Trajectory) -> Trajectory:
 
 def _parts(frames: int, blocks: int) -> tuple[tuple[int, int], ...]:
     edges = np.linspace(0, frames, blocks + 1).round().astype(int)
-    return tuple((int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True))
+    return tuple((int(a), int(b)) for a, b in pairwise(edges))
 
 
 @partial(jax.jit, static_argnames=("frame", "combine", "parts", "batch_size"))

@@ -13,7 +13,7 @@ from scipy.optimize import lsq_linear
 from bayespot.observables.observable import sound
 from bayespot.records.system import System
 from bayespot.records.trajectory import Trajectory
-from bayespot.typing import Array, Bool, Float
+from bayespot.typing import Array, Bool, Float, Int
 
 NEAREST = ((0, 0, 0),)
 """Translations where the minimum image suffices."""
@@ -93,7 +93,7 @@ def require_species(trajectories: Trajectory, wanted: tuple[int, ...], name: str
         raise ValueError(f"{name} needs atoms of the species {missing} (atomic numbers). Got {sorted(there)}.")
 
 
-def selected(species: Array, wanted: int | None) -> Bool[Array, "N"]:
+def selected(species: Int[Array, "*shape"], wanted: int | None) -> Bool[Array, "*shape"]:
     """Atoms of one species, or all real ones."""
     return species > 0 if wanted is None else species == wanted
 

@@ -1,10 +1,12 @@
 """Structure: radial and angular distribution functions."""
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.observables.observable import Observable, average, sound
+from bayespot.observables.observable import Observable, Weights, average, sound
 from bayespot.observables.pairs import (
     NEAREST,
     half_height,
@@ -49,6 +51,7 @@ def rdf(r_max: float, bins: int = 100, pair: tuple[int, int] | None = None) -> O
     shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
     name = "g(r)" + symbols(pair)
 
+    @cache  # the same function for the same images: no second compilation
     def frame(images: tuple | None):
         def function(frame: Frame) -> Float[Array, "bins"]:
             system = frame.system
@@ -120,6 +123,7 @@ def adf(cutoff: float, bins: int = 90, triplet: tuple[int, int, int] | None = No
     width = 180.0 / bins
     name = "ADF" + symbols(triplet)
 
+    @cache  # the same function for the same sizes: no second compilation
     def frame(images: tuple | None, capacity: int | None):
         def function(frame: Frame) -> Float[Array, "bins"]:
             counts, most = _angle_counts(frame.system, triplet, images or NEAREST, cutoff, bins, capacity)
@@ -130,7 +134,7 @@ def adf(cutoff: float, bins: int = 90, triplet: tuple[int, int, int] | None = No
 
         return function
 
-    def combine(values: Float[Array, "T bins"], weights: Float[Array, "T"]) -> Float[Array, "bins"]:
+    def combine(values: Float[Array, "T bins"], weights: Weights) -> Float[Array, "bins"]:
         counts = average(values, weights)
         return counts / (counts.sum() * width)
 
@@ -165,15 +169,13 @@ def _most_neighbors(trajectories: Trajectory, images, cutoff: float) -> int:
     """Largest number of neighbours of any atom in the sound runs (host)."""
     systems = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), trajectories.frames.system)
 
-    @jax.jit
-    def count(systems: System) -> Int[Array, "T"]:
-        def most(system):
-            return jnp.isfinite(_neighbor_vectors(system, images, cutoff)[1]).sum(-1).max()
-
-        return jax.lax.map(most, systems)
-
-    most = np.asarray(count(systems)).reshape(trajectories.frames.energy.shape)
+    most = np.asarray(_largest_counts(systems, images=images, cutoff=cutoff)).reshape(trajectories.frames.energy.shape)
     return int(most[sound(trajectories)].max(initial=2))
+
+
+@partial(jax.jit, static_argnames=("images", "cutoff"))
+def _largest_counts(systems: System, *, images, cutoff: float) -> Int[Array, "T"]:
+    return jax.lax.map(lambda s: jnp.isfinite(_neighbor_vectors(s, images, cutoff)[1]).sum(-1).max(), systems)
 
 
 def _angle_counts(system: System, triplet, images, cutoff: float, bins: int, capacity: int | None):

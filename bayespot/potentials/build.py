@@ -4,46 +4,42 @@ from importlib import import_module
 from inspect import signature
 
 from bayespot.potentials.potential import Potential, add
-from bayespot.potentials.scale_shift import scale_shift
 from bayespot.typing import Spec
 
-# Builders of potentials that are not made from other potentials, by name; each function has its own name in its module.
-_MODULES = {
-    "descriptor_mlp": "bayespot.potentials.descriptor_mlp",
-    "dimenet": "bayespot.potentials.dimenet",
-    "lennard_jones": "bayespot.potentials.classical",
-    "repulsion": "bayespot.potentials.repulsion",
-    "stillinger_weber": "bayespot.potentials.classical",
+# Module and function that make a potential of each name; imported when asked for, because Flax takes its time.
+_BUILDERS = {
+    "descriptor_mlp": ("descriptor_mlp", "from_constants"),
+    "dimenet": ("dimenet", "dimenet"),
+    "lennard_jones": ("classical", "lennard_jones"),
+    "repulsion": ("repulsion", "repulsion"),
+    "scale_shift": ("scale_shift", "scale_shift"),
+    "stillinger_weber": ("classical", "stillinger_weber"),
 }
-KNOWN = tuple(sorted([*_MODULES, "add", "scale_shift"]))
-"""Names that ``build`` understands."""
 
 
 def build(spec: Spec) -> Potential:
     """Make a potential from ``Potential.spec``, also after a round trip through JSON.
 
     Args:
-        spec: the ``name`` of a builder, and its arguments under their own names.
+        spec: the ``name`` of a builder, and its arguments under their own names; potentials inside it are specs too.
 
     Raises:
         ValueError: for an unknown name, or arguments that the builder does not take.
     """
-    name = spec.get("name")
-    arguments = {key: value for key, value in spec.items() if key != "name"}
-    if name not in KNOWN:
-        raise ValueError(f"The spec's name must be one of {', '.join(KNOWN)}. Got {name!r}.")
-    try:
-        if name == "add":
-            (parts,) = (arguments.pop("parts"),)
-            parts = [build(part) for part in parts]
-            return add(*parts, **arguments)
-        if name == "scale_shift":
-            return scale_shift(build(arguments.pop("potential")), **arguments)
-    except KeyError as error:
-        raise ValueError(f"The spec of {name!r} needs the entry {error}. Got {sorted(arguments)}.") from error
-    builder = getattr(import_module(_MODULES[name]), name)
+    arguments = dict(spec)
+    name = arguments.pop("name", None)
+    if name == "add":
+        return add(*[build(part) for part in arguments.get("parts", ())])
+    if name not in _BUILDERS:
+        known = ", ".join(sorted([*_BUILDERS, "add"]))
+        raise ValueError(f"The name in the spec of a potential must be one of {known}. Got {name!r}.")
+    if "potential" in arguments:
+        arguments["potential"] = build(arguments["potential"])
+    module, function = _BUILDERS[name]
+    builder = getattr(import_module(f"bayespot.potentials.{module}"), function)
     try:
         signature(builder).bind(**arguments)
     except TypeError as error:
-        raise ValueError(f"The spec of {name!r} must hold the arguments {signature(builder)}: {error}.") from error
+        expected = ", ".join(signature(builder).parameters)
+        raise ValueError(f"The spec of {name!r} must hold {expected}. Got {', '.join(arguments)}: {error}.") from error
     return builder(**arguments)

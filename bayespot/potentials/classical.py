@@ -1,7 +1,7 @@
 r"""Potentials of a few physical parameters: Lennard-Jones and Stillinger–Weber.
 
-Their parameters are learnt like the weights of a network. Few and known, they make posteriors that can be checked against
-exact methods, and teachers whose observables are known.
+Their parameters are learnt like the weights of a network. Few and known, they make posteriors that can be checked
+against exact methods, and teachers whose observables are known.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ _RANGE, _GAMMA, _POWER = 1.8, 1.2, 4  # a, γ, p of the publication, shared by S
 
 
 def switch(r: Array, onset: Array | float, cutoff: Array | float) -> Array:
-    r"""Smooth step from 1 at ``onset`` to 0 at ``cutoff`` [Å], :math:`1 - 10x^3 + 15x^4 - 6x^5`, :math:`x = (r-r_o)/(r_c-r_o)`.
+    r"""Smooth step from 1 at ``onset`` to 0 at ``cutoff`` [Å].
 
-    Its first two derivatives vanish at both ends, so that an energy times it has continuous forces with a continuous
-    derivative.
+    With :math:`x = (r-r_o)/(r_c-r_o)` it is :math:`1 - 10x^3 + 15x^4 - 6x^5`. Its first two derivatives vanish at both
+    ends, so that an energy times it has continuous forces with a continuous derivative.
     """
     x = jnp.clip((r - onset) / (cutoff - onset), 0.0, 1.0)
     return 1.0 - x**3 * (10.0 - x * (15.0 - 6.0 * x))
@@ -94,8 +94,9 @@ def stillinger_weber(species: int = 14) -> Potential:
               + \sum_i\sum_{j<k}\lambda\epsilon\left(\cos\theta_{jik}+\tfrac13\right)^2
                 e^{\gamma\sigma/(r_{ij}-r_c)}\,e^{\gamma\sigma/(r_{ik}-r_c)}, \qquad r_c = a\sigma_0 .
 
-    The parameters are ``{"epsilon", "sigma", "lambda", "A", "B"}``, starting at the published values. While they are learnt
-    the range :math:`r_c` stays at that of the published :math:`\sigma_0`, so that lists of neighbours stay complete.
+    The parameters are ``{"epsilon", "sigma", "lambda", "A", "B"}``, starting at the published values. While they are
+    learnt the range :math:`r_c` stays at that of the published :math:`\sigma_0`, so that lists of neighbours stay
+    complete.
 
     The sum over the triplets of an atom is evaluated exactly from three moments of its neighbours,
     :math:`s=\sum_k g_k`, :math:`v=\sum_k g_k\hat r_k`, :math:`T=\sum_k g_k\hat r_k\hat r_k^\top`:

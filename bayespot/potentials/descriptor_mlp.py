@@ -1,14 +1,14 @@
-r"""A fast invariant neural-network potential: moment tensors of the neighbour density, contracted, into a small network.
+r"""A fast invariant neural-network potential: contracted moment tensors of the neighbour density, into a small network.
 
 For every atom the moment tensors up to rank 3 over radial channels ``c``,
 
 .. math:: M^{(l)}_{i,c} = \sum_{k} f_c(r_{ik})\, \hat r_{ik}^{\otimes l}, \qquad l = 0 \dots 3,
 
 are linear in the neighbours (no loop over triplets), and their contractions are invariants of two to four bodies:
-:math:`M^{(0)}_c`, :math:`M^{(l)}_c \cdot M^{(l)}_{c'}`, and three products of third order. They are standardised with the
-mean and spread that they have in the data, and go through a network of the atom's own species. The construction follows
-moment tensor potentials (Shapeev, Multiscale Model. Simul. 14, 1153 (2016), eq. 2.6), the network Behler and
-Parrinello, Phys. Rev. Lett. 98, 146401 (2007). On a CPU it is the library's default.
+:math:`M^{(0)}_c`, :math:`M^{(l)}_c \cdot M^{(l)}_{c'}`, and three products of third order. They are
+standardised with the mean and spread that they have in the data, and go through a network of the atom's own species.
+The construction follows moment tensor potentials (Shapeev, Multiscale Model. Simul. 14, 1153 (2016)), the network
+Behler and Parrinello, Phys. Rev. Lett. 98, 146401 (2007). On a CPU it is the library's default.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from flax import linen as nn
 from bayespot.potentials.potential import Potential, mask_atoms, species_index
 from bayespot.records.dataset import Dataset
 from bayespot.records.neighbors import Neighbors, displacements
+from bayespot.records.statistics import force_scale, reference_energies
 from bayespot.records.system import System
 from bayespot.typing import Array, Float, Key, Params
 
@@ -34,9 +35,9 @@ _SPLIT = np.cumsum([len(m) for m in _COMPONENTS])[:-1]
 
 
 def radial_basis(r: Float[Array, "*n"], cutoff: float, channels: int) -> Float[Array, "c *n"]:
-    r"""Spherical Bessel functions :math:`\sqrt{2/r_c}\,\sin(n\pi x)/r`, :math:`x = r/r_c`, times the envelope :math:`(1-x^2)^3`.
+    r"""Spherical Bessel functions :math:`\sqrt{2/r_c}\,\sin(n\pi x)/r` times the envelope :math:`(1-x^2)^3`.
 
-    They and their first two derivatives vanish at the cutoff and beyond.
+    Here :math:`x = r/r_c`. They and their first two derivatives vanish at the cutoff and beyond.
     """
     inside = r < cutoff
     x = jnp.where(inside, r, 0.5 * cutoff) / cutoff
@@ -123,6 +124,7 @@ class DescriptorMLP(nn.Module):
 
     @nn.compact
     def __call__(self, system: System, neighbors: Neighbors) -> Float[Array, " N"]:
+        """Energy of every atom in units of the scale, without its reference energy."""
         mixing = None
         if len(self.species) > 1:
             mixing = self.param(
@@ -161,8 +163,6 @@ def descriptor_mlp(
     Raises:
         ValueError: if the neighbours of the data are shorter than ``cutoff``.
     """
-    from bayespot.records.reference import force_scale, reference_energies
-
     if data.cutoff < cutoff:
         raise ValueError(f"The data's neighbours must reach {cutoff} Å. Got {data.cutoff}. Read with cutoff={cutoff}.")
     mean, std = _statistics(data, cutoff, channels)

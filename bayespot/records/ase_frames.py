@@ -113,8 +113,8 @@ def _system(entry: Entry) -> System:
     missing = pbc & (np.abs(cell).sum(1) == 0)
     if missing.any():
         raise entry.error(
-            f"pbc is on along {', '.join('abc'[k] for k in np.flatnonzero(missing))} but the lattice vector is missing. "
-            "Add Lattice, or switch pbc off."
+            f"pbc is on along {', '.join('abc'[k] for k in np.flatnonzero(missing))} but the lattice vector is "
+            "missing. Add Lattice, or switch pbc off."
         )
     try:
         made = from_ase(atoms)
@@ -127,12 +127,14 @@ def _system(entry: Entry) -> System:
         raise entry.error(
             f"the periodic cell is only {thickness:.1g} Å thick (zero volume). Correct Lattice or remove the frame."
         )
-    i, j, shift = pairs(atoms.positions, box, SHORTEST_DISTANCE)
-    if len(i):
-        gap = np.linalg.norm(atoms.positions[j[0]] + shift[0] @ box - atoms.positions[i[0]])
+    # Searched within 2 Å: much shorter cutoffs make the search slow, since it divides the box into cells of that size.
+    i, j, shift = pairs(atoms.positions, box, 2.0)
+    gaps = np.linalg.norm(atoms.positions[j] + shift @ box - atoms.positions[i], axis=-1)
+    if gaps.min(initial=np.inf) < SHORTEST_DISTANCE:
+        k = gaps.argmin()
         raise entry.error(
-            f"atoms {i[0]} and {j[0]} overlap: {gap:.3g} Å apart, images included, at least {SHORTEST_DISTANCE} Å is "
-            "needed. Remove one of them, or correct positions or cell."
+            f"atoms {i[k]} and {j[k]} overlap: {gaps[k]:.3g} Å apart, images included, at least {SHORTEST_DISTANCE} Å "
+            "is needed. Remove one of them, or correct positions or cell."
         )
     return made
 
@@ -199,7 +201,7 @@ def _numbers(entry: Entry, key: str, value, shapes: tuple[tuple[int, ...], ...])
         )
     if not np.isfinite(array).all():
         raise entry.error(
-            f"{key} contains NaN or inf. Leave the label out of this frame (it is then masked), or correct it."
+            f"{key} must be finite, got NaN or inf. Correct it, or leave the label out (it is then masked)."
         )
     return array
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.records.neighbors import Neighbors, pairs
+from bayespot.records.neighbors import Neighbors, fill, pairs
 from bayespot.records.system import System
 from bayespot.tree import record, replace, take
 from bayespot.typing import Array, Bool, Float, Int
@@ -51,9 +51,11 @@ class Dataset:
         return self.energy.shape[0]
 
     def __getitem__(self, index) -> Dataset:
-        """Frames by slice, integer array or mask (an integer would drop the axis ``M``: use a slice of one)."""
+        """Frames by slice, integer array or mask; an integer gives one frame, still with its axis ``M``."""
         if isinstance(index, int | np.integer):
-            index = slice(index, index + 1) if index != -1 else slice(-1, None)
+            if not -len(self) <= index < len(self):  # also what ends a loop over the frames
+                raise IndexError(f"There are {len(self)} frames. Got number {index}.")
+            index = slice(index % len(self), index % len(self) + 1)
         return take(self, index)
 
     @property
@@ -73,13 +75,7 @@ def stack_neighbors(positions: list, boxes: list, cutoff: float) -> Neighbors:
     n = max((len(x) for x in positions), default=1)
     counts = [np.bincount(i, minlength=len(x)) for (i, _, _), x in zip(found, positions, strict=True)]
     k = max([int(c.max(initial=0)) for c in counts] + [1])
-    index = np.full((len(found), n, k), n, np.int32)
-    shift = np.zeros((len(found), n, k, 3), np.int8)
-    for m, ((i, j, s), count) in enumerate(zip(found, counts, strict=True)):
-        order = np.argsort(i, kind="stable")
-        i, j, s = i[order], j[order], s[order]
-        slot = np.arange(len(i)) - (np.cumsum(count) - count)[i]
-        index[m, i, slot], shift[m, i, slot] = j, s
+    index, shift = fill(found, counts, n, k)
     return Neighbors(jnp.asarray(index), jnp.asarray(shift))
 
 
@@ -94,53 +90,41 @@ def dataset(systems: list[System], cutoff: float, energy=None, forces=None, stre
         stress: ``M`` arrays ``(3, 3)`` [eV/Å³], positive = tension.
         group: ``M`` names.
 
+    Padding that the systems already have is dropped.
+
     Raises:
-        ValueError: when there is no frame, lists differ in length, or a label contains NaN or inf.
+        ValueError: when there is no frame, the cutoff is not positive, lists differ in length, or a label has the
+            wrong shape or contains NaN or inf.
     """
-    m, n = len(systems), max((s.species.shape[0] for s in systems), default=0)
+    m = len(systems)
     if m == 0:
         raise ValueError("A dataset needs at least one frame. Got none.")
+    if not 0 < cutoff < np.inf:
+        raise ValueError(f"cutoff must be positive [Å]. Got {cutoff}.")
     lists = {"energy": energy, "forces": forces, "stress": stress, "group": group}
     if wrong := {k: len(v) for k, v in lists.items() if v is not None and len(v) != m}:
         raise ValueError(f"Every list of labels needs one entry for each of the {m} systems. Got {wrong}.")
-    positions = [np.asarray(s.position, np.float64) for s in systems]
+    real = [np.asarray(s.species) > 0 for s in systems]
+    species = [np.asarray(s.species)[r] for s, r in zip(systems, real, strict=True)]
+    positions = [np.asarray(s.position, np.float64)[r] for s, r in zip(systems, real, strict=True)]
     boxes = [np.asarray(s.box, np.float64) for s in systems]
-
-    def label(values, name, shape, per_atom=False):
-        out, has = np.zeros((m, *shape)), np.zeros(m, bool)
-        for f, value in enumerate(values if values is not None else ()):
-            if value is None:
-                continue
-            value = np.asarray(value, float)
-            if not np.isfinite(value).all():
-                raise ValueError(f"Labels must be finite. Frame {f}: {name} contains NaN or inf. Correct or remove it.")
-            out[(f, slice(0, len(value))) if per_atom else f] = value
-            has[f] = True
-        return jnp.asarray(out), jnp.asarray(has)
-
-    def padded(rows, width, dtype):
-        out = np.zeros((m, n, *width), dtype)
-        for f, row in enumerate(rows):
-            out[f, : len(row)] = row
-        return jnp.asarray(out)
-
+    n = max(len(z) for z in species)
+    energies, has_energy = _labels("energy", energy, [()] * m)
+    force, has_forces = _labels("forces", forces, [(len(r), 3) for r in real])
+    stresses, has_stress = _labels("stress", stress, [(3, 3)] * m)
+    force = [f[r] for f, r in zip(force, real, strict=True)]
     names = tuple(dict.fromkeys(group)) if group is not None else ("all",)
     codes = [names.index(g) for g in group] if group is not None else [0] * m
-    energies, has_energy = label(energy, "energy", ())
-    force, has_forces = label(forces, "forces", (n, 3), per_atom=True)
-    stresses, has_stress = label(stress, "stress", (3, 3))
     return Dataset(
-        system=System(
-            padded(positions, (3,), float), padded([s.species for s in systems], (), np.int32), jnp.asarray(np.stack(boxes))
-        ),
+        system=System(_padded(positions, n), _padded(species, n, np.int32), jnp.asarray(np.stack(boxes))),
         neighbors=stack_neighbors(positions, boxes, cutoff),
-        energy=energies,
-        forces=force,
-        stress=stresses,
+        energy=jnp.asarray(np.stack(energies)),
+        forces=_padded(force, n),
+        stress=jnp.asarray(np.stack(stresses)),
         has_energy=has_energy,
         has_forces=has_forces,
         has_stress=has_stress,
-        frame=jnp.arange(m),
+        frame=jnp.arange(m, dtype=jnp.int32),
         group=jnp.asarray(codes, jnp.int32),
         cutoff=float(cutoff),
         group_names=names,
@@ -148,8 +132,36 @@ def dataset(systems: list[System], cutoff: float, energy=None, forces=None, stre
     )
 
 
+def _labels(name: str, values, shapes: list[tuple[int, ...]]) -> tuple[list[np.ndarray], Bool[Array, "M"]]:
+    """Checked labels, zeros where there is none, and the mask of those that exist."""
+    values = [None] * len(shapes) if values is None else values
+    labels = []
+    for frame, (value, shape) in enumerate(zip(values, shapes, strict=True)):
+        label = np.zeros(shape) if value is None else np.asarray(value, float)
+        if label.shape != shape:
+            raise ValueError(f"Frame {frame}: {name} must have the shape {shape}. Got {label.shape}.")
+        if not np.isfinite(label).all():
+            raise ValueError(f"Frame {frame}: {name} must be finite. Got NaN or inf. Correct it or give None.")
+        labels.append(label)
+    return labels, jnp.asarray([value is not None for value in values])
+
+
+def _padded(rows: list[np.ndarray], n: int, dtype: type = float) -> Array:
+    """Arrays ``(n_m, ...)`` of different lengths as one ``(M, n, ...)``, filled up with zeros."""
+    out = np.zeros((len(rows), n, *rows[0].shape[1:]), dtype)
+    for m, row in enumerate(rows):
+        out[m, : len(row)] = row
+    return jnp.asarray(out)
+
+
 def with_cutoff(data: Dataset, cutoff: float) -> Dataset:
-    """The same frames with neighbours computed anew for another cutoff [Å] (host)."""
+    """The same frames with neighbours computed anew for another cutoff [Å] (host).
+
+    Raises:
+        ValueError: when the cutoff is not positive.
+    """
+    if not 0 < cutoff < np.inf:
+        raise ValueError(f"cutoff must be positive [Å]. Got {cutoff}.")
     counts = data.atom_counts
     positions = [np.asarray(x, np.float64)[:c] for x, c in zip(data.system.position, counts, strict=True)]
     found = stack_neighbors(positions, list(np.asarray(data.system.box, np.float64)), cutoff)
@@ -211,6 +223,6 @@ def largest_total(counts: np.ndarray, batch: int) -> int:
     return int(np.sort(counts)[-batch:].sum())
 
 
-def single(data: Dataset, index: int) -> tuple[System, Neighbors]:
+def single(data: Dataset, index: int | np.integer) -> tuple[System, Neighbors]:
     """System and neighbours of one frame, padding included."""
     return jax.tree.map(lambda x: x[index], (data.system, data.neighbors))

@@ -92,15 +92,18 @@ def table(intervals: list[Interval], limit: int = 12) -> str:
         where = np.ravel(np.asarray(it.coordinate))
         stride = max(1, -(-len(columns[0]) // limit))
         for k in range(0, len(columns[0]), stride):
-            label = it.name if len(columns[0]) == 1 else f"{it.name}({where[k]:.4g})" if len(where) else f"{it.name}[{k}]"
+            place = f"({where[k]:.4g})" if len(where) else f"[{k}]"
+            label = it.name if len(columns[0]) == 1 else it.name + place
             unit = f" [{it.unit}]" if it.unit else ""
             mean, lower, upper, model, sampling, resolved = (c[k] for c in columns)
             star = " " if resolved else "*"
             starred |= not resolved
             ends = f"{mean:>12.5g}{lower:>12.5g}{upper:>12.5g}"
             lines.append(f"{label + unit:<26}{ends}{model:>12.3g}{star}{sampling:>13.3g}")
-    notes = (f"{i.level:.0%} credible, {i.kind}, {i.samples} posterior samples, sampling from {i.sampling}" for i in intervals)
-    lines += list(dict.fromkeys(notes))
+    notes = dict.fromkeys((i.level, i.kind, i.samples, i.sampling) for i in intervals)
+    lines += [
+        f"{p:.0%} credible, {kind}, {n} posterior samples, sampling from {source}" for p, kind, n, source in notes
+    ]
     if dropped := sorted({d for it in intervals for d in it.dropped}):
         lines.append(f"dropped as failed: samples {', '.join(map(str, dropped))}")
     if starred:

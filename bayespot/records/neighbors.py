@@ -26,7 +26,9 @@ class Neighbors:
 
 
 def displacements(system: System, neighbors: Neighbors) -> tuple[Float[Array, "N K 3"], Bool[Array, "N K"]]:
-    r"""Vectors from every atom to its neighbours [Å], :math:`r_{ik} = x_{j(i,k)} + S_{ik} h - x_i`, and the mask of real ones.
+    r"""Vectors from every atom to its neighbours [Å], and the mask of real ones.
+
+    .. math:: r_{ik} = x_{j(i,k)} + S_{ik} h - x_i
 
     Padded entries hold the vector (1, 1, 1) × 10⁴ Å, which lies beyond every cutoff and has a finite norm and
     gradient, so that potentials need no second guard against 0/0.
@@ -35,10 +37,8 @@ def displacements(system: System, neighbors: Neighbors) -> tuple[Float[Array, "N
     mask = neighbors.index < n
     j = jnp.where(mask, neighbors.index, 0)
     shift = neighbors.shift.astype(system.position.dtype)
-    if system.box.ndim == 2:
-        image = shift @ system.box
-    else:
-        image = jnp.einsum("nks,nsx->nkx", shift, system.box)
+    box_of_each_atom = system.box.ndim == 3
+    image = jnp.einsum("nks,nsx->nkx", shift, system.box) if box_of_each_atom else shift @ system.box
     vectors = system.position[j] + image - system.position[:, None, :]
     return jnp.where(mask[..., None], vectors, 1e4), mask
 
@@ -50,9 +50,26 @@ def pairs(position: np.ndarray, box: np.ndarray, cutoff: float) -> tuple[np.ndar
     periodic = np.abs(box).sum(1) > 0
     cell = np.where(periodic[:, None], box, 0.0)
     calculator = NeighborList(cutoff=float(cutoff), full_list=True, sorted=True)
-    return calculator.compute(
+    i, j, shift = calculator.compute(
         points=np.asarray(position, np.float64), box=cell, periodic=periodic, quantities="ijS", copy=True
     )
+    return i, j, shift
+
+
+def fill(found: list, counts: list, n: int, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of ``M`` frames as padded arrays: indices ``(M, n, K)`` and shifts ``(M, n, K, 3)`` (host).
+
+    Shifts take one byte, or four where atoms lie so far outside their box that one does not hold them.
+    """
+    farthest = max((int(np.abs(shift).max(initial=0)) for _, _, shift in found), default=0)
+    index = np.full((len(found), n, capacity), n, np.int32)
+    shifts = np.zeros((len(found), n, capacity, 3), np.int8 if farthest < 128 else np.int32)
+    for m, ((i, j, shift), count) in enumerate(zip(found, counts, strict=True)):
+        order = np.argsort(i, kind="stable")
+        i, j, shift = i[order], j[order], shift[order]
+        slot = np.arange(len(i)) - (np.cumsum(count) - count)[i]
+        index[m, i, slot], shifts[m, i, slot] = j, shift
+    return index, shifts
 
 
 def neighbors(system: System, cutoff: float, capacity: int | None = None) -> Neighbors:
@@ -75,9 +92,5 @@ def neighbors(system: System, cutoff: float, capacity: int | None = None) -> Nei
     capacity = largest if capacity is None else capacity
     if largest > capacity:
         raise ValueError(f"An atom has {largest} neighbours within {cutoff} Å but capacity is {capacity}. Raise it.")
-    order = np.argsort(i, kind="stable")
-    i, j, s = i[order], j[order], s[order]
-    slot = np.arange(len(i)) - np.concatenate([[0], np.cumsum(counts)[:-1]])[i] if n else np.zeros(0, int)
-    index, shift = np.full((n, capacity), n, np.int32), np.zeros((n, capacity, 3), np.int8)
-    index[i, slot], shift[i, slot] = j, s
-    return Neighbors(jnp.asarray(index), jnp.asarray(shift))
+    index, shift = fill([(i, j, s)], [counts], n, capacity)
+    return Neighbors(jnp.asarray(index[0]), jnp.asarray(shift[0]))

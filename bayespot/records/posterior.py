@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from bayespot import tree
 from bayespot.errors import FailedSamples, Status
@@ -53,13 +54,13 @@ class PosteriorSamples:
         leaves = jax.tree.leaves(self.params)
         if not all(isinstance(x, jax.Array | np.ndarray) and x.ndim > 0 for x in [self.log_weight, *leaves]):
             return f"PosteriorSamples(params={self.params!r}, …)"  # a tree of axes or shapes in the form of samples
-        chains = "" if isinstance(self.chain, jax.core.Tracer) else f" from {len(np.unique(self.chain))} chains"
+        chains = "" if isinstance(self.chain, Tracer) else f" from {len(np.unique(self.chain))} chains"
         number = sum(x.size // max(len(x), 1) for x in leaves)
         return f"PosteriorSamples({len(self)} samples{chains}, {number} parameters each{_status_text(self)})"
 
 
 def _status_text(samples: PosteriorSamples) -> str:
-    if isinstance(samples.status, jax.core.Tracer):
+    if isinstance(samples.status, Tracer):
         return ""
     counts = {s: int((np.asarray(samples.status) == s).sum()) for s in Status}
     return "".join(f", {n} {s.name}" for s, n in counts.items() if n)
@@ -171,4 +172,5 @@ def to_arviz(samples: PosteriorSamples):
             "sample_stats": {**stats, "diverging": status == Status.UNSTABLE},
         },
         coords={"chain": chains, "draw": draws[0] if same else np.arange(shape[1])},
+        check_conventions=False,  # it warns where there are more chains than draws, as in every deep ensemble
     )

@@ -1,6 +1,7 @@
 """Disjoint parts of a data set: at random, in proportion within every group, or by leaving groups out."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import jax
 import numpy as np
@@ -23,18 +24,21 @@ def split(key: Key, data: Dataset, fractions: Sequence[float] = (0.9, 0.1)) -> t
     _check(fractions)
     order = np.asarray(jax.random.permutation(key, len(data)))
     ends = np.rint(np.cumsum([0.0, *fractions]) * len(data)).astype(int)
-    return _parts(data, [order[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)], fractions)
+    return _parts(data, [order[a:b] for a, b in pairwise(ends)], fractions)
 
 
 def split_by_group(key: Key, data: Dataset, fractions: Sequence[float] = (0.9, 0.1)) -> tuple[Dataset, ...]:
     """Random disjoint parts to which every group contributes in proportion, up to a frame.
 
-    Args and errors as for ``split``. Frames are dealt out group by group, each to the part that lacks most, so that small
-    groups neither all round up nor all round down.
+    Arguments and errors as for ``split``. Frames are dealt out group by group, each to the part that lacks most, so
+    that small groups neither all round up nor all round down; the dealing starts at a random frame, so that all frames
+    are as likely.
     """
     _check(fractions)
-    order = np.asarray(jax.random.permutation(key, len(data)))
+    order_key, start_key = jax.random.split(key)
+    order = np.asarray(jax.random.permutation(order_key, len(data)))
     order = order[np.argsort(np.asarray(data.group)[order], kind="stable")]
+    order = np.roll(order, int(jax.random.randint(start_key, (), 0, len(data))))
     shares = np.array([*fractions, max(0.0, 1.0 - sum(fractions))])  # the last are the frames that no part gets
     dealt = np.zeros(len(shares), int)
     owner = np.zeros(len(data), int)

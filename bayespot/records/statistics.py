@@ -8,8 +8,8 @@ from bayespot.records.dataset import Dataset
 def reference_energies(data: Dataset, ridge: float = 1e-6) -> dict[int, float]:
     r"""Energies per species [eV] that explain most of the total energies; a network then learns the small rest.
 
-    With the fractions :math:`c_{ms} = n_{ms}/n_m` of the species and the energies per atom :math:`\epsilon_m = E_m/n_m`,
-    the energies are :math:`e_s = \bar\epsilon + d_s`, where :math:`d` minimises
+    With the fractions :math:`c_{ms} = n_{ms}/n_m` of the species and the energies per atom
+    :math:`\epsilon_m = E_m/n_m`, the energies are :math:`e_s = \bar\epsilon + d_s`, where :math:`d` minimises
 
     .. math:: \frac{1}{M}\sum_m \Big(\epsilon_m - \bar\epsilon - \sum_s c_{ms} d_s\Big)^2 + \lambda\,|d|^2 .
 

@@ -1,7 +1,8 @@
 r"""Force matching: the posterior of a potential given energies, forces and stresses of reference calculations.
 
 .. math::
-   \log p(\theta \mid D) = \log p(\theta) + \sum_m \Big[ \log p\Big(\tfrac{E_m}{N_m} \Big| \tfrac{U_\theta}{N_m}, \sigma_E\Big)
+   \log p(\theta \mid D) = \log p(\theta)
+   + \sum_m \Big[ \log p\Big(\tfrac{E_m}{N_m} \Big| \tfrac{U_\theta}{N_m}, \sigma_E\Big)
    + \sum_{i\alpha} \log p(F_{m,i\alpha} \mid F_{\theta,i\alpha}, \sigma_F)
    + \sum_{\alpha\le\beta} \log p(\sigma_{m,\alpha\beta} \mid \sigma_{\theta,\alpha\beta}, \sigma_S) \Big]
 
@@ -121,7 +122,9 @@ def _checked_scales(noise: Noise, data: Dataset) -> dict[str, float]:
     present = {k: bool(getattr(data, f"has_{k}").any()) for k in noise.scales}
     scales = {k: v for k, v in noise.scales.items() if present[k]}
     if not scales:
-        raise ValueError(f"{data.source} has none of the labels {list(noise.scales)}. Give noise a scale for one it has.")
+        raise ValueError(
+            f"{data.source} has none of the labels {list(noise.scales)}. Give noise a scale for one it has."
+        )
     return scales
 
 
@@ -145,7 +148,7 @@ def _capacity(counts: np.ndarray | None, frames: int, atoms: int) -> int:
 def residuals(
     potential: Potential, params: Params, batch: Dataset, counts: np.ndarray | None, with_stress: bool
 ) -> dict[str, Float[Array, "..."]]:
-    """Prediction minus label: energy per atom ``(B,)``, forces ``(B, N, 3)``, stress ``(B, 6)``; frames in one flat graph.
+    """Prediction minus label: energy per atom ``(B,)``, forces ``(B, N, 3)``, stress ``(B, 6)``, from one flat graph.
 
     Args:
         potential, params: of the prediction.

@@ -1,0 +1,60 @@
+"""Convergence of several chains, for quantities that mean something: predictions and observables, not raw weights.
+
+The weights of a network have symmetries (permuted neurons), so chains that agree on every prediction may look hopelessly
+apart in weight space.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from bayespot.records.posterior import PosteriorSamples
+from bayespot.typing import Array, Float
+
+
+def by_chain(samples: PosteriorSamples, values: Float[Array, "S *shape"]) -> Float[Array, "C D *shape"]:
+    """Values of every sample, arranged by chain and draw.
+
+    Raises:
+        ValueError: if chains differ in their number of draws, or there are not as many values as samples.
+    """
+    chain, values = np.asarray(samples.chain), jnp.asarray(values)
+    if values.shape[0] != len(chain):
+        raise ValueError(f"Need one value for each of the {len(chain)} samples. Got {values.shape[0]}.")
+    names, counts = np.unique(chain, return_counts=True)
+    if len(set(counts)) != 1:
+        raise ValueError(f"Chains must have equally many draws. Got {counts.tolist()}. Drop whole chains instead.")
+    order = np.lexsort((np.asarray(samples.draw), chain))
+    return values[order].reshape(len(names), counts[0], *values.shape[1:])
+
+
+def rhat(samples: PosteriorSamples, values: Float[Array, "S *shape"]) -> Float[Array, "*shape"]:
+    """Rank-normalised split R-hat of each quantity; near 1 when the chains agree, above 1.01 a reason for doubt.
+
+    Args:
+        samples: of several chains with at least four draws each.
+        values: one per sample, any shape: predicted energies, forces, observables.
+
+    Raises:
+        ValueError: for fewer than two chains or four draws: then no such comparison exists.
+
+    Reference:
+        Vehtari et al., Bayesian Analysis 16, 667 (2021), eq. 4 and section 4.
+    """
+    from blackjax.diagnostics import rhat as blackjax_rhat
+
+    return _diagnosed(samples, values, blackjax_rhat, "R-hat")
+
+
+def ess(samples: PosteriorSamples, values: Float[Array, "S *shape"]) -> Float[Array, "*shape"]:
+    """Bulk effective sample size of each quantity, over all chains together; arguments and errors as for ``rhat``."""
+    from blackjax.diagnostics import ess_bulk
+
+    return _diagnosed(samples, values, ess_bulk, "The effective sample size")
+
+
+def _diagnosed(samples, values, function, name: str):
+    table = by_chain(samples, values)
+    chains, draws = table.shape[:2]
+    if chains < 2 or draws < 4:
+        raise ValueError(f"{name} needs at least 2 chains of 4 draws. Got {chains} of {draws}. Run more, or thin less.")
+    return function(table.reshape(chains, draws, -1), chain_axis=0, sample_axis=1).reshape(table.shape[2:])

@@ -1,0 +1,248 @@
+"""The one driver: moves chains of any algorithm over minibatches and collects draws.
+
+Work is cut into segments; a segment of all chains is one compiled call, and between segments the host shows progress,
+collects draws, looks for diverged chains and saves a checkpoint. Segments of different lengths share one compilation.
+"""
+
+import json
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from bayespot.batching import default_batch_size, over_batches
+from bayespot.checkpoint import checkpoint as open_checkpoint
+from bayespot.checkpoint import fingerprint
+from bayespot.errors import Status, listed
+from bayespot.infer.algorithm import Algorithm
+from bayespot.infer.minibatches import minibatches
+from bayespot.infer.target import Batch
+from bayespot.records.posterior import PosteriorSamples
+from bayespot.tree import all_finite, length, take
+from bayespot.typing import Key, Params, PyTree
+
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+
+class Plan(NamedTuple):
+    """Which steps end a segment, and which of them are draws."""
+
+    ends: tuple[int, ...]
+    draws: frozenset[int]
+    longest: int
+
+
+def infer(
+    key: Key,
+    algorithm: Algorithm,
+    params: Params,
+    data: Batch,
+    *,
+    steps: int,
+    batch_size: int | None = 8,
+    burn_in: int | None = None,
+    thin: int | None = None,
+    chains_at_once: int | None = None,
+    checkpoint: str | None = None,
+    progress: bool = True,
+) -> PosteriorSamples:
+    """Run ``C`` independent chains (or ensemble members) and return their draws.
+
+    Args:
+        key: random key; every chain and every step gets its own, whatever ``chains_at_once`` is.
+        algorithm: e.g. ``optimise(target, optax.adam(1e-3))`` or ``sgld(target, schedule)``.
+        params: starting points, stacked along a leading axis ``C``: from ``initial(key, target, chains=C)``, or the
+            ``params`` of earlier samples.
+        data: training data; every leaf has the leading axis of the frames.
+        steps: per chain, burn-in included.
+        batch_size: frames per minibatch, drawn without replacement within an epoch, in every chain's own order;
+            ``None`` uses all data in every step.
+        burn_in: steps before the first draw; default ``steps − thin``.
+        thin: steps between draws; default: one draw per chain, at the end (what an optimiser wants).
+        chains_at_once: chains per compiled batch; default 1 on a CPU, all of them on an accelerator.
+        checkpoint: folder in which progress is saved; the same call with the same folder goes on where it stopped and
+            returns bit-identical samples.
+        progress: whether to show a bar.
+
+    Returns:
+        ``C × D`` samples, those of one chain next to each other. A diverged chain does not harm the others: its draws
+        have status ``UNSTABLE``, and a warning names it.
+
+    Raises:
+        ValueError: if steps, burn-in, thinning and batch size do not fit together, or the checkpoint is of another run.
+    """
+    chains, frames = length(params), length(data)
+    burn_in, thin = _checked(steps, burn_in, thin, batch_size, frames)
+    plan = _plan(steps, burn_in, thin)
+    size = chains_at_once or default_batch_size(chains)
+    segment = _segment(algorithm, size)
+    keys = jax.vmap(lambda c: jax.random.fold_in(key, c))(jnp.arange(chains))
+    states = jax.jit(lambda k, p: over_batches(_each(algorithm.init, size), (k, p), batch_size=size))(keys, params)
+    run = _Run(states, _Host(np.zeros(chains, np.int32), [], [], {}))
+    store = None
+    if checkpoint:
+        facts = [algorithm.spec, steps, burn_in, thin, batch_size, frames]
+        store = open_checkpoint(checkpoint, fingerprint(key, params, facts), SECONDS_BETWEEN_CHECKPOINTS)
+    done, run = _resumed(store, run)
+    order = minibatches(key, chains, frames, batch_size)
+    with tqdm(total=steps, initial=done, desc="infer", unit="step", disable=not progress) as bar:
+        for end in plan.ends:
+            if end <= done:
+                continue
+            run, stopped = _advance(run, algorithm, segment, keys, data, order, (done, end, plan))
+            bar.update(end - done)
+            bar.set_postfix_str(_postfix(run))
+            done = end
+            if store:
+                (store.save if done == steps else store.save_when_due)(done, run.states, run.host._asdict())
+            if stopped and not plan.draws - {steps}:
+                break
+    return _samples(algorithm, run)
+
+
+class _Host(NamedTuple):
+    """What the host has noted: status of the chains, their draws so far, and the curves."""
+
+    status: np.ndarray
+    draws: list
+    densities: list
+    history: dict[str, list]
+
+
+class _Run(NamedTuple):
+    """All that a run needs to go on; what a checkpoint holds."""
+
+    states: PyTree
+    host: _Host
+
+
+def _resumed(store, run: _Run) -> tuple[int, _Run]:
+    found = store.latest(run.states) if store else None
+    if found is None:
+        return 0, run
+    step, states, host = found
+    return step, _Run(states, _Host(**host))
+
+
+def _checked(steps, burn_in, thin, batch_size, frames) -> tuple[int, int]:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1. Got {steps}.")
+    if thin is None:
+        thin = steps - (burn_in or 0)
+    if burn_in is None:
+        burn_in = steps - thin
+    sampling = steps - burn_in
+    if not 0 <= burn_in < steps:
+        raise ValueError(f"burn_in must lie between 0 and steps − 1 = {steps - 1}. Got {burn_in}.")
+    if thin < 1 or sampling % thin:
+        near = max(d for d in range(1, sampling + 1) if sampling % d == 0 and d <= max(thin, 1))
+        raise ValueError(f"`thin` must divide steps − burn_in = {sampling}. Got {thin}. Use {near}.")
+    if batch_size is not None and not 1 <= batch_size <= frames:
+        raise ValueError(f"batch_size must lie between 1 and the number of frames, {frames}. Got {batch_size}.")
+    return burn_in, thin
+
+
+def _plan(steps: int, burn_in: int, thin: int) -> Plan:
+    """Draws end a segment, and in between a segment is at most a hundredth of the run, so that progress is seen."""
+    draws = frozenset(range(burn_in + thin, steps + 1, thin))
+    chunk = max(1, min(1000, -(-steps // 100)))
+    ends = tuple(sorted(draws | set(range(chunk, steps, chunk)) | ({burn_in} if burn_in else set()) | {steps}))
+    longest = max(b - a for a, b in zip((0, *ends), ends, strict=False))
+    return Plan(ends, draws, longest)
+
+
+def _each(function: Callable, size: int) -> Callable:
+    """The function for a batch of chains; no ``vmap`` for a batch of one, it would turn ``cond`` to ``select``."""
+    if size > 1:
+        return lambda trees: jax.vmap(function)(*trees)
+    return lambda trees: jax.tree.map(lambda x: x[None], function(*take(trees, 0)))
+
+
+def _segment(algorithm: Algorithm, size: int) -> Callable:
+    """Compiled: ``count`` steps of all chains from step ``first`` on; indices are padded to the longest segment."""
+
+    def chain(key, state, indices, data, first, count):
+        def step(k, state):
+            batch = data if indices is None else take(data, indices[k])
+            return algorithm.step(jax.random.fold_in(key, first + k), state, batch)
+
+        shapes = jax.eval_shape(lambda s: step(0, s)[1], state)
+        info = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def body(k, carry):
+            state, _, total = carry
+            state, info = step(k, state)
+            return state, info, total + info["log_density"]
+
+        zero = jnp.zeros((), info["log_density"].dtype)
+        state, info, total = jax.lax.fori_loop(0, count, body, (state, info, zero))
+        info = {**info, "log_density": total / count}
+        return state, info, all_finite(algorithm.params(state)) & jnp.isfinite(total)
+
+    def segment(keys, states, indices, data, first, count):
+        def batch(trees, data, first, count):
+            return _each(lambda k, s, i: chain(k, s, i, data, first, count), size)(trees)
+
+        return over_batches(batch, (keys, states, indices), data, first, count, batch_size=size)
+
+    return jax.jit(segment, donate_argnums=1)
+
+
+def _advance(run: _Run, algorithm, segment, keys, data, order, where) -> tuple[_Run, bool]:
+    """One segment, and what the host notes after it."""
+    first, end, plan = where
+    states, info, finite = segment(keys, run.states, order(first, end, plan.longest), data, first, end - first)
+    info = jax.tree.map(np.asarray, info)
+    host = run.host
+    status = np.where(np.asarray(finite), host.status, int(Status.UNSTABLE))
+    history = {k: [*host.history.get(k, []), v.astype(float)] for k, v in info.items() if k != "done"}
+    draws, densities = host.draws, host.densities
+    if end in plan.draws:
+        draws = [*draws, jax.tree.map(np.asarray, jax.vmap(algorithm.params)(states))]
+        densities = [*densities, info["log_density"]]
+    stopped = bool(np.all(info.get("done", np.array(False)) | (status != Status.OK)))
+    return _Run(states, _Host(status, draws, densities, history)), stopped
+
+
+def _postfix(run: _Run) -> str:
+    history, status = run.host.history, run.host.status
+    values = history["validation" if "validation" in history else "log_density"][-1]
+    good = values[status == Status.OK]
+    text = f"log density {good.mean():.4g}" if len(good) else "no finite chain"
+    lost = int((status != Status.OK).sum())
+    return text + (f", {lost} diverged" if lost else "")
+
+
+def _samples(algorithm: Algorithm, run: _Run) -> PosteriorSamples:
+    status, draws, densities, history = run.host
+    chains = len(status)
+    if not draws:  # every chain stopped early, so the last state is the draw
+        draws = [jax.tree.map(np.asarray, jax.vmap(algorithm.params)(run.states))]
+        densities = [history["log_density"][-1]]
+    if lost := np.flatnonzero(status != Status.OK).tolist():
+        warnings.warn(
+            f"{len(lost)} of {chains} chains ({listed(lost)}) diverged: their samples have status UNSTABLE. "
+            "Lower the step size, or leave them out with healthy(samples).",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    number = len(draws)
+
+    def per_sample(x):  # (D, C, ...) → (C * D, ...)
+        return jnp.asarray(np.swapaxes(np.stack(x), 0, 1).reshape(chains * number, *np.shape(x[0])[1:]))
+
+    curves = {k: np.repeat(np.stack(v, 1), number, 0) for k, v in history.items()}
+    return PosteriorSamples(
+        params=jax.tree.map(lambda *x: per_sample(x), *draws),
+        log_weight=jnp.zeros(chains * number),
+        chain=jnp.repeat(jnp.arange(chains), number),
+        draw=jnp.tile(jnp.arange(number), chains),
+        log_density=per_sample(densities),
+        status=jnp.repeat(jnp.asarray(status), number),
+        history=jax.tree.map(jnp.asarray, curves),
+        spec=json.dumps(algorithm.spec),
+    )

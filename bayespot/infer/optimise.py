@@ -1,0 +1,107 @@
+r"""Maximum a posteriori by any optax optimiser; with several chains, a deep ensemble.
+
+The parameters that count are a running average of the iterates (Polyak and Juditsky, SIAM J. Control Optim. 30, 838
+(1992)), and with validation data the best average seen:
+
+.. math:: \bar\theta_t = \bar\theta_{t-1} + \frac{1 - \beta_t}{1}(\theta_t - \bar\theta_{t-1}), \qquad
+          \beta_t = \min\Big(\beta, \frac{1 + t}{10 + t}\Big).
+
+Reference of deep ensembles: Lakshminarayanan, Pritzel and Blundell, NeurIPS (2017).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bayespot.infer.algorithm import Algorithm
+from bayespot.infer.target import Batch, Target, TargetState
+from bayespot.typing import Array, Key, Params, Scalar
+
+
+class OptimiseState(NamedTuple):
+    """Iterate, its running average, and the best average so far."""
+
+    params: Params
+    average: Params
+    best: Params
+    best_score: Scalar
+    best_step: Array
+    optimiser: Any
+    target: TargetState
+    step: Array
+
+
+def optimise(
+    target: Target,
+    optimiser: optax.GradientTransformation,
+    *,
+    average: float = 0.995,
+    validation: Batch | None = None,
+    every: int = 100,
+    patience: int | None = None,
+) -> Algorithm:
+    """An optimiser as an ``Algorithm``.
+
+    Args:
+        target: log density to be climbed.
+        optimiser: from optax, with its schedule inside.
+        average: β of the running average; 0 for the plain iterate.
+        validation: data on which the average is scored by ``target.metrics(…)["log_likelihood"]``; without it the last
+            average counts, never the starting point.
+        every: steps between scores.
+        patience: stop when so many consecutive scores brought no improvement; ``None`` runs to the end.
+
+    Raises:
+        ValueError: for an average outside [0, 1), ``every`` below 1, or patience without validation data.
+    """
+    if not 0 <= average < 1 or every < 1:
+        raise ValueError(f"Need 0 ≤ average < 1 and every ≥ 1. Got {average=}, {every=}.")
+    if patience is not None and validation is None:
+        raise ValueError("Early stopping (patience) needs validation data. Pass validation=….")
+
+    def init(key: Key, params: Params) -> OptimiseState:
+        score = jnp.full((), -jnp.inf)
+        step = jnp.zeros((), jnp.int32)
+        state = target.init(key, params)
+        return OptimiseState(params, params, params, score, step, optimiser.init(params), state, step)
+
+    def step(key: Key, state: OptimiseState, batch: Batch):
+        value, gradient, target_state, info = target.value_and_grad(key, state.params, state.target, batch)
+        descent = jax.tree.map(jnp.negative, gradient)
+        updates, optimiser_state = optimiser.update(descent, state.optimiser, state.params)
+        params = optax.apply_updates(state.params, updates)
+        t = state.step + 1
+        beta = jnp.minimum(average, t / (9 + t)) if average > 0 else 0.0
+        averaged = jax.tree.map(lambda m, p: p + (beta * (m - p)).astype(p.dtype), state.average, params)
+        state = state._replace(params=params, average=averaged, optimiser=optimiser_state, target=target_state, step=t)
+        info = {"log_density": value, **info}
+        if validation is None:
+            return state, info
+        state = jax.lax.cond(t % every == 0, _scored(target, validation), lambda s: s, state)
+        waited = (t - state.best_step) // every
+        done = jnp.asarray(False) if patience is None else waited >= patience
+        return state, {**info, "validation": state.best_score, "done": done}
+
+    def params(state: OptimiseState) -> Params:
+        return state.average if validation is None else state.best
+
+    return Algorithm(init, step, params, target.spec)
+
+
+def _scored(target: Target, validation: Batch) -> Callable:
+    """The state after its average was scored on the validation data; a NaN score never counts as better."""
+
+    def score(state: OptimiseState) -> OptimiseState:
+        value = target.metrics(state.average, validation)["log_likelihood"].astype(state.best_score.dtype)
+        better = value > state.best_score
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.average, state.best)
+        return state._replace(
+            best=best,
+            best_score=jnp.where(better, value, state.best_score),
+            best_step=jnp.where(better, state.step, state.best_step),
+        )
+
+    return score

@@ -1,0 +1,143 @@
+"""Figures, one call each; every function draws on the given Axes (or a new one) and returns it.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bayespot.records.interval import Interval
+from bayespot.records.posterior import PosteriorSamples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from bayespot.records.dataset import Dataset
+    from bayespot.uq.calibration import Reliability
+    from bayespot.uq.predict import Prediction
+
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
+
+
+def _axes(ax):
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(5.2, 3.6), layout="constrained")[1]
+
+
+def _label(name: str, unit: str) -> str:
+    return f"{name} [{unit}]" if unit else name
+
+
+def plot_interval(interval: Interval, truth=None, ax: Axes | None = None) -> Axes:
+    """Credible band and mean of a curve, or error bar of a scalar, with the part that is sampling noise, and the truth.
+
+    Args:
+        interval: of a scalar or of a curve.
+        truth: known values of the same shape, drawn in black.
+        ax: where to draw; default a new figure.
+
+    Raises:
+        ValueError: for an observable with more than one axis.
+    """
+    ax = _axes(ax)
+    mean, lower, upper, noise = (
+        np.asarray(x) for x in (interval.mean, interval.lower, interval.upper, interval.std_sampling)
+    )
+    if mean.ndim > 1:
+        raise ValueError(f"plot_interval draws scalars and curves. Got the shape {mean.shape}; plot one component.")
+    band = f"{interval.level:.0%} credible interval"
+    if mean.ndim == 0:
+        ends = [[max(mean - lower, 0.0)], [max(upper - mean, 0.0)]]
+        ax.errorbar([0], [mean], ends, fmt="o", color=BLUE, capsize=6, lw=1.6, label=band)
+        ax.errorbar([0], [mean], [noise], fmt="none", ecolor=ORANGE, elinewidth=5, alpha=0.7, label="± std_sampling")
+        if truth is not None:
+            ax.axhline(float(truth), color="black", ls="--", lw=1.2, label="truth")
+        ax.set(xticks=[], xlim=(-1, 1), ylabel=_label(interval.name, interval.unit))
+    else:
+        x = np.asarray(interval.coordinate) if interval.coordinate.size else np.arange(len(mean))
+        ax.fill_between(x, lower, upper, color=SKY, alpha=0.55, lw=0, label=band)
+        ax.fill_between(x, mean - noise, mean + noise, color=ORANGE, alpha=0.7, lw=0, label="± std_sampling")
+        ax.plot(x, mean, color=BLUE, lw=1.4, label="posterior mean")
+        if truth is not None:
+            ax.plot(x, np.asarray(truth), color="black", ls="--", lw=1.2, label="truth")
+        ax.set(xlabel=interval.axis, ylabel=_label(interval.name, interval.unit), xlim=(x[0], x[-1]))
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def plot_reliability(curves: Reliability | list[Reliability], ax: Axes | None = None) -> Axes:
+    """Observed against promised coverage; below the diagonal the uncertainties are too small (over-confident)."""
+    ax = _axes(ax)
+    for color, curve in zip(COLORS, curves if isinstance(curves, list) else [curves], strict=False):
+        level, observed, error = (np.asarray(x) for x in (curve.level, curve.observed, curve.error))
+        label = f"{curve.quantity}, ⟨z²⟩ = {float(curve.zms):.2f}"
+        ax.errorbar(level, observed, np.nan_to_num(error), fmt="o-", color=color, ms=4, lw=1.4, capsize=2, label=label)
+    ax.plot([0, 1], [0, 1], color="black", ls="--", lw=1, label="honest")
+    ax.annotate("over-confident", (0.97, 0.05), ha="right", color="0.45", fontsize="small")
+    ax.set(xlabel="promised probability", ylabel="observed coverage", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def plot_learning(samples: PosteriorSamples, ax: Axes | None = None) -> Axes:
+    """Learning curves of all chains, one colour per recorded quantity.
+
+    Raises:
+        ValueError: when the samples carry no history.
+    """
+    if not samples.history:
+        raise ValueError("plot_learning needs samples with a history. Got none; infer records it.")
+    ax = _axes(ax)
+    _, first = np.unique(np.asarray(samples.chain), return_index=True)
+    positive = True
+    for color, (name, curves) in zip(COLORS, samples.history.items(), strict=False):
+        chosen = np.asarray(curves)[first]
+        positive &= bool((chosen[np.isfinite(chosen)] > 0).all())
+        for n, curve in enumerate(chosen):
+            ax.plot(np.arange(1, len(curve) + 1), curve, color=color, lw=1, alpha=0.7, label=name if n == 0 else None)
+    ax.set(xlabel="record", ylabel="value", yscale="log" if positive else "linear")
+    ax.legend(frameon=False, fontsize="small", title=f"{len(first)} chains", title_fontsize="small")
+    return ax
+
+
+def plot_parity(prediction: Prediction, data: Dataset, quantity: str = "forces", ax: Axes | None = None) -> Axes:
+    """Predicted against labelled values, with the epistemic uncertainty as colour, and the RMSE.
+
+    Args:
+        prediction: for the frames of ``data``.
+        data: labelled frames.
+        quantity: ``"forces"``, ``"energy"`` (per atom) or ``"stress"``.
+        ax: where to draw; default a new figure.
+
+    Raises:
+        ValueError: for an unknown quantity, or one without labels.
+    """
+    from bayespot.uq.predict import QUANTITIES, residuals
+
+    found = residuals(prediction, data)
+    if quantity not in found or not found[quantity][1].any():
+        raise ValueError(f"Need a quantity with labels, one of {sorted(found)}. Got {quantity!r}.")
+    ax = _axes(ax)
+    difference, mask = found[quantity]
+    label = np.asarray(getattr(data, quantity), np.float64)
+    spread = np.asarray(getattr(prediction, f"{quantity}_uncertainty"), np.float64)
+    if quantity == "energy":
+        label, spread = label / data.atom_counts, spread / data.atom_counts
+    true, error, spread = label[mask], difference[mask], spread[mask]
+    order = np.argsort(spread)
+    unit = QUANTITIES[quantity]
+    shown = {"c": spread[order], "cmap": "viridis", "s": 9, "lw": 0, "rasterized": len(order) > 2000}
+    points = ax.scatter(true[order], (true + error)[order], **shown)
+    ax.figure.colorbar(points, ax=ax, label=f"epistemic std [{unit}]")
+    ends = np.array([min(true.min(), (true + error).min()), max(true.max(), (true + error).max())])
+    ax.plot(ends, ends, color="black", ls="--", lw=1)
+    ax.set(xlabel=f"label: {quantity} [{unit}]", ylabel=f"prediction: {quantity} [{unit}]")
+    ax.set_title(f"RMSE {np.sqrt((error**2).mean()):.3g} {unit}, {error.size} labels", fontsize="small")
+    return ax

@@ -1,0 +1,148 @@
+r"""Neighbours during a simulation: found anew inside compiled code, for atoms that have left their cell.
+
+One list serves every cell: large, small, skewed, or open. The image of a candidate is the nearest one in fractional
+coordinates, plus, in a cell thinner than twice the reach, further images around it. Atoms are not wrapped into the
+cell; the shifts refer to the positions as they are. Candidates are all atoms, or those of the 27 surrounding cells of
+a grid where these are fewer.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayespot.records.neighbors import Neighbors, pairs
+from bayespot.records.system import System
+from bayespot.typing import Array, Int
+
+
+class NeighborList(NamedTuple):
+    """A neighbour list of fixed capacity.
+
+    Attributes:
+        update: ``system → neighbours, needed`` (traceable). ``needed`` holds the numbers of neighbours per atom and of
+            atoms per grid cell that this configuration asks for. Where one is above ``capacity`` the list has
+            **overflowed** and lacks pairs: make a new one with ``larger(capacity, needed)``.
+        capacity: neighbours per atom, and atoms per cell of the grid (0 without grid).
+        cutoff: reach of the list [Å]: the potential's cutoff plus the skin.
+    """
+
+    update: Callable[[System], tuple[Neighbors, Int[Array, "2"]]]
+    capacity: tuple[int, int]
+    cutoff: float
+
+
+def larger(capacity: tuple[int, int], needed) -> tuple[int, int]:
+    """Capacities with room above what was ``needed``, and never below ``capacity`` (host)."""
+    return tuple(c if n <= c else int(1.1 * n) + 2 for c, n in zip(capacity, np.asarray(needed).tolist(), strict=True))
+
+
+def inverse_box(box: np.ndarray) -> np.ndarray:
+    """Matrix that turns Cartesian rows into fractional ones, ``(3, 3)``; 0 for open directions (host)."""
+    box = np.asarray(box, np.float64)
+    return np.where(np.abs(box).sum(1) > 0, np.linalg.pinv(box), 0.0)
+
+
+def heights(box: np.ndarray) -> np.ndarray:
+    """Distances [Å] between opposite faces of the cell, ``(3,)``; infinite in open directions (host)."""
+    inverse = np.linalg.norm(inverse_box(box), axis=0)
+    return np.divide(1.0, inverse, out=np.full(3, np.inf), where=inverse > 0)
+
+
+def neighbor_list(
+    system: System, cutoff: float, skin: float = 0.5, capacity: tuple[int, int] | None = None
+) -> NeighborList:
+    r"""A neighbour list for simulations that start from ``system`` and keep its box (host).
+
+    A list is good until an atom has moved by more than half the skin from where it was at the update; until then
+    ``records.neighbors.displacements`` of the moving atoms is right.
+
+    Args:
+        system: a single system; padded atoms are nobody's neighbours.
+        cutoff: of the potential [Å].
+        skin: added to the cutoff [Å].
+        capacity: neighbours per atom and atoms per cell; default what ``system`` needs and a tenth more.
+
+    Raises:
+        ValueError: if cutoff or skin are not positive.
+    """
+    if not (cutoff > 0 and skin >= 0):
+        raise ValueError(f"cutoff must be positive and skin not negative [Å]. Got {cutoff} and {skin}.")
+    reach, n = float(cutoff) + float(skin), system.species.shape[0]
+    box = np.asarray(system.box, np.float64)
+    inverse, height = inverse_box(box), heights(box)
+    # Pairs within reach differ by at most reach / height in fractional coordinates: so many images lie in that span.
+    count = np.floor(2 * reach / height + 1e-4).astype(int) + 1
+    offsets = np.stack(np.meshgrid(*(np.arange(c) for c in count), indexing="ij"), -1).reshape(-1, 3)
+    cells = np.array([int(h / reach) if 3 * reach <= h < np.inf else 1 for h in height])
+    if capacity is None:
+        capacity = _needed(system, box, reach, inverse, cells)
+    # Gathering a candidate from the grid costs about twice as much as streaming over all atoms (measured on a CPU).
+    grid = capacity[1] > 0 and 2 * 3 ** int((cells > 1).sum()) * capacity[1] < n
+    capacity = (capacity[0], capacity[1] if grid else 0)
+
+    def update(system: System) -> tuple[Neighbors, Array]:
+        x, real = system.position, system.species > 0
+        h, inverse_h = jnp.asarray(box, x.dtype), jnp.asarray(inverse, x.dtype)
+        if grid:
+            j, crowd = _grid_candidates(x @ inverse_h, real, cells, capacity[1])
+        else:
+            j, crowd = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (n, n)), jnp.zeros((), jnp.int32)
+        other = jnp.minimum(j, n - 1)
+        # Component by component instead of arrays (N, M, O, 3): the compiler fuses and vectorises it.
+        apart = [component[other] - component[:, None] for component in x.T]
+        first = [jnp.ceil(-0.5 * c - f) for c, f in zip(count.tolist(), _times(apart, inverse_h), strict=True)]
+        image = [f[:, :, None] + jnp.asarray(o, x.dtype) for f, o in zip(first, offsets.T, strict=True)]
+        square = sum((a[:, :, None] + t) ** 2 for a, t in zip(apart, _times(image, h), strict=True))
+        itself = (j == jnp.arange(n)[:, None])[..., None] & (image[0] == 0) & (image[1] == 0) & (image[2] == 0)
+        known = (j < n) & real[other] & real[:, None]
+        near = known[..., None] & ~itself & (square < reach**2)
+        column, most = _compact(near.reshape(n, -1), capacity[0])
+        found, column = column < near[0].size, jnp.minimum(column, near[0].size - 1)
+        place, offset = column // len(offsets), jnp.asarray(offsets, jnp.int32)[column % len(offsets)]
+        index = jnp.take_along_axis(j, place, 1)
+        shift = jnp.stack([jnp.take_along_axis(f, place, 1) for f in first], -1).astype(jnp.int32) + offset
+        neighbors = Neighbors(jnp.where(found, index, n), jnp.where(found[..., None], shift, 0))
+        return neighbors, jnp.stack([most, crowd])
+
+    return NeighborList(update, capacity, reach)
+
+
+def _needed(system: System, box: np.ndarray, reach: float, inverse: np.ndarray, cells: np.ndarray) -> tuple[int, int]:
+    """Capacities for this configuration, with a tenth more (host)."""
+    real = np.asarray(system.species) > 0
+    x = np.asarray(system.position, np.float64)[real]
+    neighbors = np.bincount(pairs(x, box, reach)[0], minlength=1).max(initial=0)
+    cell = np.floor(x @ inverse * cells).astype(int) % cells
+    crowd = np.unique(cell, axis=0, return_counts=True)[1].max(initial=0) if (cells > 1).any() else 0
+    return int(1.1 * neighbors) + 2, int(1.3 * crowd) + 2 if crowd else 0
+
+
+def _times(row: list, matrix: Array) -> list:
+    """``row @ matrix`` for a row that is given by its three components."""
+    return [sum(row[a] * matrix[a, b] for a in range(3)) for b in range(3)]
+
+
+def _compact(mask: Array, capacity: int) -> tuple[Array, Array]:
+    """Columns of the first ``capacity`` true entries of each row (the number of columns where there are fewer), and
+    the largest number of true entries in a row."""
+    count = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
+    wanted = jnp.arange(1, capacity + 1, dtype=jnp.int32)
+    return jax.vmap(lambda row: jnp.searchsorted(row, wanted))(count).astype(jnp.int32), count[:, -1].max(initial=0)
+
+
+def _grid_candidates(fraction: Array, real: Array, cells: np.ndarray, capacity: int) -> tuple[Array, Array]:
+    """Atoms in the cells around each atom, ``(N, cells around × capacity)``, ``N`` where empty; the fullest cell."""
+    n, total = fraction.shape[0], int(cells.prod())
+    place = jnp.floor(fraction * cells).astype(jnp.int32) % jnp.asarray(cells, jnp.int32)
+    stride = jnp.asarray([cells[1] * cells[2], cells[2], 1], jnp.int32)
+    cell = jnp.where(real, place @ stride, total)
+    order = jnp.argsort(cell).astype(jnp.int32)
+    first = jnp.searchsorted(cell[order], jnp.arange(total + 1, dtype=jnp.int32)).astype(jnp.int32)
+    around = np.stack(np.meshgrid(*([-1, 0, 1] if c > 1 else [0] for c in cells), indexing="ij"), -1).reshape(-1, 3)
+    near = ((place[:, None] + jnp.asarray(around, jnp.int32)) % jnp.asarray(cells, jnp.int32)) @ stride
+    slot = first[near][..., None] + jnp.arange(capacity, dtype=jnp.int32)
+    atom = jnp.where(slot < first[near + 1][..., None], order[jnp.minimum(slot, n - 1)], n)
+    return atom.reshape(n, -1), jnp.diff(first).max()

@@ -1,0 +1,180 @@
+"""The whole road on one example: data, two posteriors, simulations, credible intervals, figures.
+
+Without files, a *teacher* makes the data: Stillinger–Weber silicon, whose observables are known, so that the intervals can
+be checked against the truth. With files, held-out errors and calibration take the place of the truth.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bayespot as bp
+from bayespot import units
+from bayespot.typing import Key
+
+
+class Settings(NamedTuple):
+    """Sizes of the quickstart; energies in eV, lengths in Å, times in ps, temperatures in K."""
+
+    cutoff: float = 5.0
+    teacher_temperatures: tuple[float, ...] = (300.0, 900.0, 1500.0)
+    frames: int = 20
+    energy_noise: float = 0.005
+    force_noise: float = 0.2
+    members: int = 8
+    ensemble_steps: int = 1500
+    chains: int = 4
+    draws: int = 4
+    burn_in: int = 1000
+    thin: int = 250
+    temperature: float = 600.0
+    time_step: float = 0.002
+    run: float = 8.0
+    equilibration: float = 1.0
+    replicas: int = 2
+    every: int = 25
+    truth: float = 80.0
+    truth_runs: int = 2
+    first_step: float = 2e-4
+    last_step: float = 5e-5
+
+    @property
+    def frames_kept(self) -> int:
+        """Frames written per run."""
+        return round(self.run / self.time_step / self.every)
+
+
+FAST = Settings(
+    frames=12, members=8, ensemble_steps=250, draws=2, burn_in=150, thin=75, run=1.0, equilibration=0.4, truth=4.0
+)
+
+
+class Material(NamedTuple):
+    """What the road starts from: training, validation and test frames, a configuration to start from, the teacher."""
+
+    train: bp.Dataset
+    validation: bp.Dataset
+    test: bp.Dataset
+    start: bp.System
+    teacher: bp.Potential | None
+
+
+def silicon() -> bp.System:
+    """64 atoms of perfect diamond-cubic silicon."""
+    from ase.build import bulk
+
+    return bp.from_ase(bulk("Si", "diamond", a=5.431, cubic=True) * (2, 2, 2))
+
+
+def teacher_material(key: Key, s: Settings, progress: bool) -> Material:
+    """Frames of Stillinger–Weber silicon at several temperatures, with Gaussian label noise on all but the test frames."""
+    teacher, start = bp.stillinger_weber(14), silicon()
+    params = teacher.init(key)
+    systems = []
+    for n, kelvin in enumerate(s.teacher_temperatures):
+        ensemble = bp.nvt_langevin(kT=kelvin * units.kB, dt=s.time_step * units.ps)
+        run = bp.simulate(
+            jax.random.fold_in(key, n), teacher, params, start, ensemble,
+            steps=2 * s.frames * 100, every=100, equilibration=1000, progress=progress,
+        )  # fmt: skip
+        systems += [jax.tree.map(lambda x, t=t: jnp.asarray(x[t]), run.frames.system) for t in range(2 * s.frames)]
+    data = bp.label(teacher, params, systems, s.cutoff)
+    train, validation, test = bp.split(jax.random.fold_in(key, 100), data, (0.5, 0.125, 0.375))
+
+    def noisy(n, part):
+        return bp.add_noise(jax.random.fold_in(key, n), part, energy=s.energy_noise, forces=s.force_noise)
+
+    return Material(noisy(101, train), noisy(102, validation), noisy(103, test), start, teacher)
+
+
+def file_material(key: Key, s: Settings, data: str, test: str | None) -> Material:
+    """Frames of files; without a test file, every seventh frame is set aside. Simulations start from a real frame."""
+    known = bp.read(data, cutoff=s.cutoff)
+    if test is None:
+        known, held_out = bp.split_by_group(key, known, (6 / 7, 1 / 7))
+    else:
+        held_out = bp.read(test, cutoff=s.cutoff)
+    train, validation = bp.split_by_group(jax.random.fold_in(key, 1), known, (0.9, 0.1))
+    counts = train.atom_counts
+    common = counts == np.bincount(counts).argmax()
+    quiet = np.where(common, np.asarray(train.energy) / counts, np.inf).argmin()
+    start = jax.tree.map(lambda x: x[quiet], train.system)
+    return Material(train, validation, held_out, start, None)
+
+
+def model(material: Material, s: Settings) -> bp.Potential:
+    """The potential that is learned: a fixed short-range repulsion plus a network."""
+    return bp.add(bp.repulsion(cutoff=s.cutoff), bp.descriptor_mlp(material.train, cutoff=s.cutoff))
+
+
+def ensemble_posterior(key: Key, target: bp.Target, material: Material, s: Settings, progress: bool):
+    """A deep ensemble: independent starting points, each trained until its validation score is best."""
+    optimiser = optax.adam(bp.cosine(3e-3, s.ensemble_steps, warm_up=min(100, s.ensemble_steps // 10)))
+    every = max(1, s.ensemble_steps // 40)
+    algorithm = bp.optimise(target, optimiser, validation=material.validation, every=every)
+    start = bp.initial(key, target, chains=s.members)
+    batch = min(8, len(material.train))
+    return bp.infer(
+        jax.random.fold_in(key, 1), algorithm, start, material.train,
+        steps=s.ensemble_steps, batch_size=batch, progress=progress,
+    )  # fmt: skip
+
+
+def sgld_posterior(key: Key, target: bp.Target, ensemble, material: Material, s: Settings, progress: bool):
+    """Preconditioned SGLD from some of the ensemble's members, one chain each."""
+    steps = s.burn_in + s.draws * s.thin
+    step_size = bp.polynomial(s.first_step, s.last_step, s.burn_in)
+    algorithm = bp.sgld(target, step_size, preconditioner=bp.rms(freeze_after=s.burn_in))
+    start = jax.tree.map(lambda x: x[: s.chains], ensemble.params)
+    batch = min(8, len(material.train))
+    return bp.infer(
+        key, algorithm, start, material.train,
+        steps=steps, burn_in=s.burn_in, thin=s.thin, batch_size=batch, progress=progress,
+    )  # fmt: skip
+
+
+def observables(s: Settings) -> dict[str, bp.Observable]:
+    """What is measured."""
+    spacing = s.every * s.time_step * units.ps
+    return {
+        "rdf": bp.rdf(r_max=6.0, bins=60),
+        "adf": bp.adf(cutoff=3.2, bins=45),
+        "energy": bp.energy_per_atom(),
+        "pressure": bp.pressure(),
+        "msd": bp.msd(duration=spacing * max(2, s.frames_kept // 10), every=spacing),
+    }
+
+
+def run_lengths(s: Settings) -> dict[str, int]:
+    """Steps of a simulation, as arguments of ``simulate`` and ``propagate``."""
+    return {
+        "steps": s.frames_kept * s.every,
+        "every": s.every,
+        "equilibration": round(s.equilibration / s.time_step),
+    }
+
+
+def intervals(key: Key, potential, samples, start: bp.System, s: Settings, progress: bool):
+    """Simulations of all samples, and the credible interval of every observable."""
+    ensemble = bp.nvt_langevin(kT=s.temperature * units.kB, dt=s.time_step * units.ps)
+    runs = bp.propagate(
+        key, potential, samples, start, ensemble, replicas=s.replicas, throw=False, progress=progress, **run_lengths(s)
+    )
+    found = {name: bp.observe(o, runs, samples=samples) for name, o in observables(s).items()}
+    return runs, found, {name: bp.interval(o, level=0.95, failed="drop") for name, o in found.items()}
+
+
+def truth(key: Key, material: Material, s: Settings, progress: bool) -> dict[str, np.ndarray]:
+    """The teacher's own values, from several long runs."""
+    params = material.teacher.init(key)
+    ensemble = bp.nvt_langevin(kT=s.temperature * units.kB, dt=s.time_step * units.ps)
+    lengths = run_lengths(s)
+    one = {**lengths, "steps": round(s.truth / s.run / s.truth_runs) * lengths["steps"]}
+    many = jax.tree.map(lambda x: jnp.broadcast_to(x, (s.truth_runs, *jnp.shape(x))), params)
+    runs = bp.propagate(
+        key, material.teacher, bp.as_samples(material.teacher, many), material.start, ensemble, progress=progress, **one
+    )
+    return {name: np.asarray(bp.observe(o, runs).value.mean((0, 1))) for name, o in observables(s).items()}

@@ -1,0 +1,226 @@
+"""The host loop of simulations: chunks, repair of neighbour lists, checkpoints, progress."""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayespot.batching import default_batch_size
+from bayespot.checkpoint import checkpoint as open_checkpoint
+from bayespot.checkpoint import fingerprint
+from bayespot.errors import Status
+from bayespot.potentials.neighbor_list import larger, neighbor_list
+from bayespot.potentials.potential import Potential
+from bayespot.records.system import System
+from bayespot.records.trajectory import Frame, Trajectory
+from bayespot.simulate.chunk import Run, chunk, starter
+from bayespot.simulate.ensemble import Ensemble
+from bayespot.tree import length, replace
+from bayespot.typing import Key, Params, PyTree
+
+
+class Plan(NamedTuple):
+    """How a simulation is to be run; the public functions explain the fields.
+
+    Attributes:
+        max_kT: resolved, [eV].
+        batch_size: resolved.
+    """
+
+    steps: int
+    every: int
+    equilibration: int
+    replicas: int
+    chunk: int
+    skin: float
+    max_kT: float
+    batch_size: int
+
+
+def plan(
+    steps: int,
+    every: int,
+    equilibration: int,
+    replicas: int,
+    chunk: int,
+    skin: float,
+    max_kT: float | None,
+    batch_size: int | None,
+    ensemble: Ensemble,
+    samples: int,
+) -> Plan:
+    """Checked arguments with their defaults filled in.
+
+    Raises:
+        ValueError: for arguments that do not fit each other.
+    """
+    positive = {"steps": steps, "every": every, "replicas": replicas, "chunk": chunk, "skin": skin}
+    for name, value in (positive | {"max_kT": max_kT, "batch_size": batch_size}).items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive. Got {value}.")
+    if equilibration < 0:
+        raise ValueError(f"equilibration must be 0 or positive. Got {equilibration}.")
+    if steps % every:
+        near = max(d for d in range(1, min(every, steps) + 1) if steps % d == 0)
+        raise ValueError(f"every must divide steps = {steps}. Got {every}. Use {near}.")
+    if steps + equilibration >= 2**31:
+        raise ValueError(f"At most 2³¹ − 1 steps can be counted. Got {steps + equilibration}. Divide the run.")
+    if max_kT is None:
+        max_kT = 10 * ensemble.kT if ensemble.kT > 0 else 1.0
+    runs = samples * replicas
+    batch_size = min(default_batch_size(runs) if batch_size is None else batch_size, runs)
+    return Plan(steps, every, equilibration, replicas, max(chunk, every), float(skin), float(max_kT), batch_size)
+
+
+def run(
+    key: Key,
+    potential: Potential,
+    params: Params,
+    start: System,
+    ensemble: Ensemble,
+    plan: Plan,
+    checkpoint: str | Path | None,
+    progress: bool,
+) -> Trajectory:
+    """All runs of stacked parameters, ``(S, R, T)``.
+
+    Raises:
+        ValueError: for a start that the potential cannot treat, or a checkpoint of another run.
+    """
+    from tqdm.auto import tqdm
+
+    start = _checked(start, potential)
+    samples = length(params)
+    store = None
+    if checkpoint is not None:
+        facts = [potential.spec, ensemble.spec, plan._asdict()]
+        store = open_checkpoint(checkpoint, fingerprint(key, (params, start), facts))
+    neighbors = neighbor_list(start, potential.cutoff, plan.skin)
+    runs = _begin(key, potential, params, start, ensemble, plan, neighbors)
+    limits = {"capacity": np.asarray(neighbors.capacity), "lookahead": np.float64(1.0)}
+    done, runs, limits = _resumed(store, runs, limits)
+    recorded = []
+    compiled = partial(_compiled, potential, start, ensemble, plan)
+    advance = compiled(limits)
+    pieces = _pieces(plan)
+    with tqdm(
+        total=plan.equilibration + plan.steps, desc="simulate", unit="step", unit_scale=True, disable=not progress
+    ) as bar:
+        for number, piece in enumerate(pieces):
+            first, count, every = piece
+            if number < done:
+                part = _load(checkpoint, number)
+            else:
+                arguments = (runs, params, start, *(np.int32(x) for x in piece))
+                runs, part, limits, advance = _repaired(advance, arguments, limits, compiled)
+                part = {name: np.asarray(x[:, :count]) for name, x in part.items()}
+                if store:
+                    _save(checkpoint, number, part)
+                    save = store.save if number + 1 == len(pieces) else store.save_when_due
+                    save(number + 1, runs, limits)
+            recorded += [part] if first >= plan.equilibration else []
+            bar.update(count * every)
+            if unstable := int((np.asarray(runs.failed) >= 0).sum()):
+                bar.set_postfix_str(f"{unstable} of {len(runs.failed)} runs unstable")
+    return _trajectory(recorded, np.asarray(runs.failed), start, ensemble, plan, samples)
+
+
+def _checked(start: System, potential: Potential) -> System:
+    """The start without padding."""
+    if start.position.ndim != 2:
+        raise ValueError(f"start must be a single system with positions (N, 3). Got {start.position.shape}.")
+    real = np.flatnonzero(np.asarray(start.species) > 0)
+    if not real.size:
+        raise ValueError("start must contain at least one atom. Got none.")
+    found = np.asarray(start.species)[real]
+    if potential.species and (unknown := sorted(set(found.tolist()) - set(potential.species))):
+        raise ValueError(f"The potential knows the species {potential.species}. Got also {unknown} in start.")
+    return replace(start, position=start.position[real], species=start.species[real])
+
+
+def _begin(key, potential, params, start, ensemble, plan: Plan, neighbors) -> Run:
+    samples = length(params)
+    sample, replica = np.divmod(np.arange(samples * plan.replicas, dtype=np.int32), np.int32(plan.replicas))
+    runs = Run(jnp.asarray(sample), jnp.asarray(replica), {}, jnp.full(len(sample), -1, jnp.int32))
+    return jax.jit(starter(potential, ensemble, neighbors, plan.batch_size))(key, runs, params, start)
+
+
+def _compiled(potential, start, ensemble, plan: Plan, limits: dict):
+    """The jitted chunk for these capacities."""
+    capacity = tuple(int(c) for c in limits["capacity"])
+    neighbors = neighbor_list(start, potential.cutoff, plan.skin, capacity)
+    frames = min(plan.chunk, plan.steps) // plan.every
+    function = chunk(
+        potential, ensemble, neighbors, skin=plan.skin, max_kT=plan.max_kT, frames=frames, batch_size=plan.batch_size
+    )
+    return jax.jit(function)
+
+
+def _pieces(plan: Plan) -> list[tuple[int, int, int]]:
+    """First step, number of frames and steps per frame of every chunk; equilibration counts as frames too."""
+    whole = min(plan.chunk, plan.steps) // plan.every * plan.every
+    out = [(s, 1, min(whole, plan.equilibration - s)) for s in range(0, plan.equilibration, whole)]
+    for s in range(0, plan.steps, whole):
+        out.append((plan.equilibration + s, min(whole, plan.steps - s) // plan.every, plan.every))
+    return out
+
+
+def _repaired(advance, arguments: tuple, limits: dict, compiled):
+    """One chunk, repeated from the same state until the lists held all neighbours at every step.
+
+    It ends: capacities only grow, up to all pairs, and with the lookahead grown to 25 every step renews the list.
+    """
+    while True:
+        new, part, check = advance(*arguments, np.float32(limits["lookahead"]))
+        needed = np.asarray(check.needed).max(0)
+        if (needed > limits["capacity"]).any():
+            limits = limits | {"capacity": np.asarray(larger(tuple(limits["capacity"].tolist()), needed))}
+            advance = compiled(limits)
+        elif np.asarray(check.late).any():
+            limits = limits | {"lookahead": 2 * limits["lookahead"]}
+        else:
+            return new, part, limits, advance
+
+
+def _trajectory(parts: list[dict], failed: np.ndarray, start, ensemble, plan: Plan, samples: int) -> Trajectory:
+    shape = (samples, plan.replicas)
+    count = plan.steps // plan.every
+    seen = {k: np.concatenate([p[k] for p in parts], 1) for k in parts[0]}
+    seen = {k: x.reshape(*shape, *x.shape[1:]) for k, x in seen.items()}
+
+    def everywhere(x) -> np.ndarray:
+        x = np.asarray(x)
+        return np.broadcast_to(x, (*shape, count, *x.shape))
+
+    system = System(seen["position"], everywhere(start.species), everywhere(start.box))
+    time = ensemble.dt * plan.every * np.arange(1, count + 1)
+    valid = np.where(failed >= 0, np.maximum(failed - plan.equilibration, 0), plan.steps) * ensemble.dt
+    return Trajectory(
+        frames=Frame(system, seen["velocity"], seen["energy"], seen["stress"]),
+        time=np.broadcast_to(time, (*shape, count)),
+        status=np.where(failed >= 0, Status.UNSTABLE, Status.OK).astype(np.int32).reshape(shape),
+        valid_until=valid.reshape(shape),
+    )
+
+
+def _resumed(store, runs: Run, limits: dict) -> tuple[int, Run, dict]:
+    found = store.latest(runs) if store else None
+    if found is None:
+        return 0, runs, limits
+    done, runs, limits = found
+    return done, runs, {name: np.asarray(x) for name, x in limits.items()}
+
+
+def _save(folder: str | Path, number: int, part: PyTree) -> None:
+    """Frames of one chunk, written completely or not at all; before the state that follows them."""
+    file = Path(folder) / f"frames_{number:06d}.npz"
+    np.savez(temporary := file.with_suffix(".tmp.npz"), **part)
+    temporary.replace(file)
+
+
+def _load(folder: str | Path, number: int) -> dict:
+    with np.load(Path(folder) / f"frames_{number:06d}.npz", allow_pickle=False) as file:
+        return dict(file)

@@ -1,0 +1,186 @@
+r"""Posterior predictive energies, forces and stresses of configurations, and their errors against data.
+
+.. math:: \bar y = \sum_s w_s\, y_s, \qquad
+          \sigma^2_\mathrm{epistemic} = \frac{\sum_s w_s (y_s - \bar y)^2}{1 - \sum_s w_s^2}, \qquad
+          \sigma^2_\mathrm{noise} = \sum_s w_s\, \sigma_s^2
+
+The first spread is what more data would remove; the second is the scatter of the labels that the samples infer.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayespot.batching import default_batch_size, over_batches
+from bayespot.errors import FailedSamples, Status, listed
+from bayespot.potentials.potential import Potential, check_compatible, energy_forces_stress
+from bayespot.records.dataset import Dataset
+from bayespot.records.posterior import PosteriorSamples, weights
+from bayespot.tree import record
+from bayespot.typing import Array, Float
+
+QUANTITIES = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
+"""What is predicted, and the unit in which errors are reported."""
+
+FRAMES_AT_ONCE = 16
+
+
+@record
+class Prediction:
+    """Predictions for ``M`` frames by ``S`` posterior samples.
+
+    Attributes:
+        energy: posterior mean of the total energy ``(M,)`` [eV].
+        forces: ``(M, N, 3)`` [eV/Å]; 0 for padding.
+        stress: ``(M, 3, 3)`` [eV/Å³]; NaN for frames with an open box.
+        energy_uncertainty, forces_uncertainty, stress_uncertainty: epistemic standard deviations between the samples
+            (``ddof=1``), same shapes and units as the means.
+        noise: standard deviation of the label noise, root mean square over the samples, by name: ``"energy"``
+            [eV/atom], ``"forces"`` [eV/Å], ``"stress"`` [eV/Å³]; only what the samples carry.
+        members: the predictions of each sample by name, ``"energy" (S, M)`` and so on.
+        log_weight: of the samples, ``(S,)``.
+    """
+
+    energy: Float[Array, "M"]
+    forces: Float[Array, "M N 3"]
+    stress: Float[Array, "M 3 3"]
+    energy_uncertainty: Float[Array, "M"]
+    forces_uncertainty: Float[Array, "M N 3"]
+    stress_uncertainty: Float[Array, "M 3 3"]
+    noise: dict[str, Float[Array, ""]]
+    members: dict[str, Float[Array, "S ..."]]
+    log_weight: Float[Array, "S"]
+
+
+def predict(
+    potential: Potential, samples: PosteriorSamples, data: Dataset, batch_size: int | None = None
+) -> Prediction:
+    """Posterior predictive energies, forces and stresses with their uncertainties.
+
+    Args:
+        potential: that the samples belong to.
+        samples: at least two, all sound (``healthy``).
+        data: frames with neighbours; labels are not used.
+        batch_size: samples evaluated at once; default 1 on a CPU, all on an accelerator.
+
+    Raises:
+        FailedSamples: when a sample's status is not OK.
+        ValueError: for fewer than two samples, or data that the potential cannot treat.
+    """
+    check_compatible(potential, data)
+    if bad := tuple(np.flatnonzero(np.asarray(samples.status) != Status.OK).tolist()):
+        raise FailedSamples(
+            f"{len(bad)} of {len(samples)} samples failed ({listed(bad)}). Predict with healthy(samples).", bad
+        )
+    if len(samples) < 2:
+        raise ValueError(f"An uncertainty needs at least two posterior samples. Got {len(samples)}.")
+    size = default_batch_size(len(samples)) if batch_size is None else batch_size
+    energy, force, stress = _members(samples.params["potential"], data, potential=potential, batch_size=size)
+    members = {"energy": energy, "forces": force, "stress": stress}
+    weight = weights(samples)
+    moments = {name: _moments(y, weight) for name, y in members.items()}
+    noise = samples.params.get("noise", {})
+    return Prediction(
+        **{name: mean for name, (mean, _) in moments.items()},
+        **{f"{name}_uncertainty": std for name, (_, std) in moments.items()},
+        noise={name: jnp.sqrt(weight @ jnp.exp(2 * jnp.asarray(log))) for name, log in noise.items()},
+        members=members,
+        log_weight=samples.log_weight,
+    )
+
+
+def _members(params, data: Dataset, *, potential: Potential, batch_size: int):
+    frames = len(data)
+    at_once = min(FRAMES_AT_ONCE, frames)
+    single = energy_forces_stress(potential)
+
+    @jax.jit
+    def evaluate(params, system, neighbors):
+        def sample(params, system, neighbors):
+            return jax.lax.map(lambda frame: single(params, *frame), (system, neighbors), batch_size=at_once)
+
+        return over_batches(jax.vmap(sample, in_axes=(0, None, None)), params, system, neighbors, batch_size=batch_size)
+
+    return evaluate(params, data.system, data.neighbors)
+
+
+def _moments(members: Float[Array, "S *shape"], weight: Float[Array, "S"]):
+    """Weighted mean and standard deviation over the samples, with ``ddof=1`` for equal weights."""
+    mean = jnp.tensordot(weight, members, 1)
+    variance = jnp.tensordot(weight, (members - mean) ** 2, 1) / (1.0 - (weight**2).sum())
+    return mean, jnp.sqrt(variance)
+
+
+class Error(NamedTuple):
+    """Errors of one quantity in one group of frames.
+
+    Attributes:
+        group: name of the group, or ``"all"``.
+        quantity: ``"energy"``, ``"forces"`` or ``"stress"``.
+        count: number of labels compared.
+        rmse, mae: root-mean-square and mean absolute error.
+        unit: of both.
+    """
+
+    group: str
+    quantity: str
+    count: int
+    rmse: float
+    mae: float
+    unit: str
+
+
+def residuals(prediction: Prediction, data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Prediction minus label, and the mask of what can be compared, by quantity (host, float64).
+
+    Energies are per atom [eV/atom], ``(M,)``; forces ``(M, N, 3)`` without padding; of the symmetric stress the six
+    independent components count, ``(M, 3, 3)`` with the lower triangle masked.
+    """
+    real = np.asarray(data.system.species) > 0
+    has = {name: np.asarray(getattr(data, f"has_{name}")) for name in QUANTITIES}
+    upper = np.triu(np.ones((3, 3), bool))
+    masks = {
+        "energy": has["energy"],
+        "forces": np.broadcast_to((has["forces"][:, None] & real)[..., None], data.forces.shape),
+        "stress": np.broadcast_to(has["stress"][:, None, None] & upper, data.stress.shape),
+    }
+    out = {}
+    for name, mask in masks.items():
+        difference = np.asarray(getattr(prediction, name), np.float64) - np.asarray(getattr(data, name), np.float64)
+        if name == "energy":
+            difference = difference / np.maximum(data.atom_counts, 1)
+        out[name] = (np.where(mask, difference, 0.0), mask)
+    return out
+
+
+def errors(prediction: Prediction, data: Dataset) -> list[Error]:
+    """Errors of the posterior mean: overall first, then for every group of frames; only quantities with labels.
+
+    Raises:
+        ValueError: when prediction and data do not have the same frames.
+    """
+    if prediction.forces.shape != data.forces.shape:
+        raise ValueError(
+            f"Prediction and data need the same frames. Got {prediction.forces.shape}, {data.forces.shape}."
+        )
+    group = np.asarray(data.group)
+    choices = [("all", np.ones(len(data), bool))]
+    if len(data.group_names) > 1:
+        choices += [(name, group == g) for g, name in enumerate(data.group_names)]
+    rows = []
+    for quantity, (difference, mask) in residuals(prediction, data).items():
+        for name, frames in choices:
+            values = difference[frames][mask[frames]]
+            if values.size:
+                rmse, mae = np.sqrt((values**2).mean()), np.abs(values).mean()
+                rows.append(Error(name, quantity, values.size, float(rmse), float(mae), QUANTITIES[quantity]))
+    return rows
+
+
+def error_table(rows: list[Error]) -> str:
+    """Errors as an aligned text table."""
+    head = f"{'group':<24}{'quantity':<10}{'labels':>9}{'RMSE':>12}{'MAE':>12}  unit"
+    body = [f"{r.group:<24}{r.quantity:<10}{r.count:>9}{r.rmse:>12.4g}{r.mae:>12.4g}  {r.unit}" for r in rows]
+    return "\n".join([head, "-" * len(head), *body])

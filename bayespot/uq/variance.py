@@ -1,0 +1,121 @@
+r"""Where the spread of a simulated observable comes from: the posterior, or the finite length of the simulations.
+
+For sample :math:`s` and replica :math:`r`,
+
+.. math:: y_{sr} = \theta_s + e_{sr},
+
+with the true ensemble average :math:`\theta_s` of that sample and the sampling error :math:`e_{sr}`. The spread of the
+:math:`\bar y_s` holds both; only the first is parametric uncertainty. Everything here runs on the host in float64.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from bayespot.records.interval import Observed
+
+
+class Components(NamedTuple):
+    """Variance components of an observable of any shape ``(...)``.
+
+    Attributes:
+        mean: posterior mean.
+        spread: variance of the sample means :math:`\\bar y_s` between independent chains, sampling variance included.
+        noise: the part of ``spread`` that sampling causes.
+        mean_noise: sampling variance of ``mean``.
+        number: effective number of independent posterior samples, between the number of chains and of samples.
+        degrees: degrees of freedom of ``noise``.
+    """
+
+    mean: np.ndarray
+    spread: np.ndarray
+    noise: np.ndarray
+    mean_noise: np.ndarray
+    number: float
+    degrees: int
+
+
+def run_means(observed: Observed) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of every sample over its replicas, ``(S, ...)``, and its squared standard error, ``(S, ...)`` (host).
+
+    With two or more replicas the error comes from their spread; with one, from the spread of its blocks, which is right
+    where a block is several correlation times long (``block_independence``).
+
+    Raises:
+        ValueError: with one replica and fewer than two blocks.
+    """
+    value = np.asarray(observed.value, np.float64)
+    if value.shape[1] > 1:
+        return value.mean(1), value.var(1, ddof=1) / value.shape[1]
+    blocks = np.asarray(observed.blocks, np.float64)
+    if blocks.shape[2] < 2:
+        raise ValueError(
+            f"The sampling error of {observed.name} needs two replicas or two blocks. Got one of each. "
+            "Use observe(..., blocks=4) or propagate(..., replicas=2)."
+        )
+    return value.mean(1), blocks[:, 0].var(1, ddof=1) / blocks.shape[2]
+
+
+def block_independence(observed: Observed) -> np.ndarray:
+    r"""Whether the blocks are long enough: von Neumann's ratio of the blocks of all runs, ``(...)`` (host).
+
+    .. math:: \eta = \frac{\frac12 \langle (b_{k+1} - b_k)^2 \rangle}{\langle (b_k - \bar b)^2 \rangle}
+
+    It is 1 for independent blocks; below 1 neighbouring blocks are alike, they are too short, and the sampling error
+    from blocks is too small. Its own standard error is about :math:`1/\sqrt{S R B}`. NaN where all blocks are equal.
+
+    Raises:
+        ValueError: for fewer than two blocks.
+
+    Reference: von Neumann, *Ann. Math. Stat.* 12, 367 (1941).
+    """
+    blocks = np.asarray(observed.blocks, np.float64)
+    if blocks.shape[2] < 2:
+        raise ValueError(
+            f"block_independence needs at least two blocks. Got {blocks.shape[2]}. Use observe(..., blocks=4)."
+        )
+    successive = 0.5 * (np.diff(blocks, axis=2) ** 2).mean((0, 1, 2))
+    overall = blocks.var(axis=2, ddof=1).mean((0, 1))
+    return np.divide(successive, overall, out=np.full_like(overall, np.nan), where=overall > 0)
+
+
+def components(observed: Observed) -> Components:
+    r"""Variance components from samples × replicas (or blocks), with weights and chains (host).
+
+    The spread is the mean over pairs of samples from *different* chains,
+
+    .. math:: \frac{\sum_{c(s) \ne c(t)} w_s w_t\, \frac12 (\bar y_s - \bar y_t)^2}{\sum_{c(s) \ne c(t)} w_s w_t},
+
+    unbiased also where the draws of a chain are correlated; with one draw per chain and equal weights it is the usual
+    variance with ``ddof=1``. A single chain has no such pairs: all of its draws then count as independent.
+    The effective number of samples is the spread over the variance of the posterior mean as the chain means show it,
+    averaged over the points of a curve.
+    """
+    mean_s, noise_s = run_means(observed)
+    s = len(mean_s)
+    weight = np.exp(np.asarray(observed.log_weight, np.float64) - np.max(observed.log_weight))
+    weight /= weight.sum()
+    _, chain = np.unique(np.asarray(observed.chain), return_inverse=True)
+    if chain.max() == 0:
+        chain = np.arange(s)
+    member = (chain[:, None] == np.arange(chain.max() + 1)).astype(float)
+    share = weight @ member
+
+    mean = np.tensordot(weight, mean_s, 1)
+    centred = mean_s - mean
+    weighted = weight.reshape(-1, *[1] * (mean_s.ndim - 1)) * centred
+    chain_sum = np.tensordot(member, weighted, (0, 0))
+    chain_square = np.tensordot(member, weighted * centred, (0, 0))
+    inside = np.tensordot(share, chain_square, 1) - (chain_sum**2).sum(0)
+    pairs = 1.0 - (share**2).sum()
+    spread = np.maximum((chain_square.sum(0) - inside) / pairs, 0.0)
+    noise = np.tensordot(weight * (1.0 - share[chain]), noise_s, 1) / pairs
+    mean_noise = np.tensordot(weight**2, noise_s, 1)
+
+    c = len(share)
+    mean_variance = c / (c - 1) * (chain_sum**2).sum(0)
+    inverse = mean_variance[spread > 0] / spread[spread > 0]
+    most, fewest = 1.0 / (weight**2).sum(), 1.0 / (share**2).sum()
+    number = float(np.clip(1.0 / inverse.mean(), fewest, most)) if inverse.size else most
+    replicas, blocks = observed.value.shape[1], observed.blocks.shape[2]
+    return Components(mean, spread, noise, mean_noise, number, s * ((replicas if replicas > 1 else blocks) - 1))

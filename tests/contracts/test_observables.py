@@ -1,0 +1,168 @@
+"""What holds for every observable: weights, padding, rotation, translation, wrapping, replication of runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from bayespot.observables.dynamics import msd
+from bayespot.observables.observable import average, observe
+from bayespot.observables.structure import adf, rdf
+from bayespot.observables.thermodynamics import energy_per_atom, kinetic_energy, pressure, temperature
+from bayespot.records.system import System
+from bayespot.records.trajectory import Frame, Trajectory
+from bayespot.tree import replace
+from scipy.spatial.transform import Rotation
+
+EVERY = 0.5
+OBSERVABLES = {
+    "rdf": rdf(5.5, 40),  # beyond half the box
+    "rdf pair": rdf(3.0, 20, (14, 8)),
+    "adf": adf(3.2, 18),
+    "adf triplet": adf(3.6, 18, (8, 14, 14)),
+    "temperature": temperature(),
+    "kinetic energy": kinetic_energy(),
+    "energy": energy_per_atom(),
+    "pressure": pressure(),
+    "msd": msd(2 * EVERY, EVERY),
+    "msd species": msd(2 * EVERY, EVERY, 8),
+}
+RATIOS = {"adf", "adf triplet", "msd", "msd species"}  # not plain means of frames, by definition
+
+
+def trajectory(frames=8, atoms=12, seed=0) -> Trajectory:
+    """A random walk of a random mixture in a skewed box, with random velocities, energies and stresses."""
+    rng = np.random.default_rng(seed)
+    box = np.array([[7.0, 0.0, 0.0], [1.5, 6.5, 0.0], [-0.8, 0.9, 7.5]])
+    start = rng.uniform(size=(atoms, 3)) @ box
+    position = start + np.cumsum(0.3 * rng.normal(size=(frames, atoms, 3)), axis=0)
+    stress = rng.normal(size=(frames, 3, 3))
+    system = System(
+        jnp.asarray(position),
+        jnp.tile(jnp.asarray([14, 8, 14] * (atoms // 3), jnp.int32), (frames, 1)),
+        jnp.tile(jnp.asarray(box), (frames, 1, 1)),
+    )
+    frame = Frame(
+        system,
+        jnp.asarray(0.05 * rng.normal(size=(frames, atoms, 3))),
+        jnp.asarray(rng.normal(size=frames)),
+        jnp.asarray(0.01 * (stress + stress.swapaxes(1, 2))),
+    )
+    return Trajectory(frame, EVERY * jnp.arange(frames), jnp.array(0), jnp.array(EVERY * frames))
+
+
+def value(observable, run):
+    return np.asarray(observe(observable, run, blocks=1).value[0, 0])
+
+
+@pytest.fixture(params=OBSERVABLES)
+def observable(request):
+    return request.param, OBSERVABLES[request.param]
+
+
+def test_every_value_is_finite_and_has_the_coordinate(observable):
+    name, observable = observable
+    got = value(observable, trajectory())
+    assert got.shape == observable.coordinate.shape if len(observable.coordinate) else got.shape == ()
+    assert np.isfinite(got).all()
+    assert np.abs(got).max() > 0, name
+
+
+def test_uniform_weights_are_the_plain_mean_of_the_frames(observable):
+    name, observable = observable
+    run = trajectory()
+    if observable.prepare is not None:
+        observable = observable.prepare(jax.tree.map(lambda x: x[None, None], run))
+    values = jnp.stack([observable.frame(jax.tree.map(lambda x, t=t: x[t], run.frames)) for t in range(8)])
+    combined = observable.combine(values, np.full(8, 1 / 8))
+    if name not in RATIOS:
+        np.testing.assert_allclose(combined, np.mean(values, axis=0), rtol=1e-13)
+    np.testing.assert_allclose(value(OBSERVABLES[name], run), combined, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", [n for n in OBSERVABLES if not n.startswith("msd")])  # dynamics refuse weights
+def test_weights_select_frames(name):
+    observable = OBSERVABLES[name]
+    run = trajectory()
+    prepared = observable.prepare(jax.tree.map(lambda x: x[None, None], run)) if observable.prepare else observable
+    values = jnp.stack([prepared.frame(jax.tree.map(lambda x, t=t: x[t], run.frames)) for t in range(8)])
+    weights = np.array([0, 0, 0.5, 0, 0, 0, 0.5, 0.0])
+    two = jnp.array([2, 6])
+    only = replace(run, frames=jax.tree.map(lambda x: x[two], run.frames), time=run.time[two])
+    np.testing.assert_allclose(prepared.combine(values, weights), value(observable, only), rtol=1e-12, atol=1e-14)
+
+
+def test_padding_is_invisible(observable):
+    name, observable = observable
+    run = trajectory()
+
+    def pad(x, fill):
+        shape = (x.shape[0], 3, *x.shape[2:])
+        return jnp.concatenate([x[:, :5], jnp.full(shape, fill, x.dtype), x[:, 5:]], axis=1)
+
+    system = run.frames.system
+    padded = replace(system, position=pad(system.position, 1.3), species=pad(system.species, 0))
+    frames = replace(run.frames, system=padded, velocity=pad(run.frames.velocity, 7.0))
+    got = value(observable, replace(run, frames=frames))
+    np.testing.assert_allclose(got, value(observable, run), rtol=1e-12, atol=1e-14, err_msg=name)
+
+
+def test_rotation_translation_and_wrapping_change_nothing(observable):
+    name, observable = observable
+    run = trajectory()
+    turn = jnp.asarray(Rotation.from_rotvec([0.3, -1.1, 0.7]).as_matrix())
+    system, frames = run.frames.system, run.frames
+    lattice = jnp.asarray(np.random.default_rng(5).integers(-2, 3, size=(12, 3)).astype(float))
+    position = system.position + jnp.einsum("ai,tij->taj", lattice, system.box) + jnp.array([0.4, -3.0, 11.0])
+    moved = System(position @ turn, system.species, system.box @ turn)
+    stress = jnp.einsum("ki,tkl,lj->tij", turn, frames.stress, turn)
+    frames = Frame(moved, frames.velocity @ turn, frames.energy, stress)
+    before, after = value(observable, run), value(observable, replace(run, frames=frames))
+    # MSD: the lattice vectors shift the mass-weighted centre by the same amount in every frame, which cancels.
+    np.testing.assert_allclose(after, before, rtol=1e-9, atol=1e-10, err_msg=name)
+
+
+def test_samples_and_replicas_are_treated_run_by_run(observable):
+    name, observable = observable
+    runs = [trajectory(seed=n) for n in range(6)]
+    together = jax.tree.map(lambda *x: jnp.stack(x).reshape(3, 2, *x[0].shape), *runs)
+    got = observe(observable, together, blocks=2, batch_size=4)
+    assert got.value.shape[:2] == (3, 2)
+    assert got.blocks.shape[:3] == (3, 2, 2)
+    one_by_one = np.stack([value(observable, run) for run in runs]).reshape(got.value.shape)
+    np.testing.assert_allclose(got.value, one_by_one, rtol=1e-12, atol=1e-14)
+    halves = [jax.tree.map(lambda x: x[:4], runs[3].frames), jax.tree.map(lambda x: x[4:], runs[3].frames)]
+    for b, half in enumerate(halves):
+        part = replace(runs[3], frames=half, time=runs[3].time[:4])
+        np.testing.assert_allclose(got.blocks[1, 1, b], value(observable, part), rtol=1e-12, atol=1e-14, err_msg=name)
+
+
+def test_float32_stays_float32(observable):
+    name, observable = observable
+    run = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, trajectory())
+    got = observe(observable, run, blocks=1)
+    assert got.value.dtype == jnp.float32
+    if not name.startswith(("rdf", "adf")):  # histograms may move a count across a bin edge
+        np.testing.assert_allclose(got.value[0, 0], value(observable, trajectory()), rtol=2e-5)
+
+
+def test_discard_leaves_out_the_start():
+    run = trajectory()
+    run = replace(run, frames=replace(run.frames, energy=run.frames.energy.at[:3].set(1e6)))
+    got = observe(energy_per_atom(), run, discard=3, blocks=1)
+    np.testing.assert_allclose(got.value[0, 0], run.frames.energy[3:].mean() / 12)
+
+
+def test_average_is_weighted():
+    np.testing.assert_allclose(average(jnp.array([[1.0, 2.0], [3.0, 6.0]]), np.array([0.25, 0.75])), [2.5, 5.0])
+
+
+@pytest.mark.parametrize("wrong", [{"discard": 8}, {"blocks": 9}, {"blocks": 0}, {"discard": -1}])
+def test_impossible_parts_are_refused(wrong):
+    with pytest.raises(ValueError, match="at least one frame per block"):
+        observe(energy_per_atom(), trajectory(), **wrong)
+
+
+def test_a_missing_axis_is_refused():
+    run = jax.tree.map(lambda x: x[None], trajectory())
+    with pytest.raises(ValueError, match="axes"):
+        observe(energy_per_atom(), run)

@@ -1,0 +1,151 @@
+"""The driver: bookkeeping of draws, minibatches, checkpoints, messages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bayespot.infer.infer as module
+from bayespot.infer.diagnostics import ess, rhat
+from bayespot.infer.infer import infer
+from bayespot.infer.minibatches import minibatches
+from bayespot.infer.optimise import optimise
+from bayespot.infer.schedules import constant, cosine, polynomial
+from bayespot.infer.sgld import sgld
+from bayespot.infer.target import initial
+from tests.oracles.linear_model import make
+
+DATA, TARGET, MEAN, COVARIANCE = make()
+
+
+def test_draws_come_at_the_right_steps(key):
+    samples = infer(
+        key, sgld(TARGET, lambda step: 1.0 * step * 0 + 1e-3), initial(key, TARGET, 2), DATA, steps=50, burn_in=20,
+        thin=10, batch_size=8, progress=False,
+    )  # fmt: skip
+    assert samples.chain.tolist() == [0, 0, 0, 1, 1, 1]
+    assert samples.draw.tolist() == [0, 1, 2, 0, 1, 2]
+    one = infer(
+        key, sgld(TARGET, constant(1e-3)), initial(key, TARGET, 2), DATA, steps=30, batch_size=8, progress=False
+    )
+    # a run of 30 steps ends where the longer one had its first draw
+    np.testing.assert_array_equal(one.params["a"], samples.params["a"][np.array([0, 3])])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 2000, "burn_in": 1000, "thin": 300}, r"`thin` must divide steps − burn_in = 1000. Got 300. Use 250."),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 10, "burn_in": 10}, "burn_in must lie between 0 and steps − 1 = 9. Got 10."),
+        ({"steps": 10, "batch_size": 65}, "number of frames, 64. Got 65."),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(key, arguments, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        infer(key, sgld(TARGET, constant(1e-3)), initial(key, TARGET, 1), DATA, progress=False, **arguments)
+
+
+def test_minibatches_are_permutations_of_every_epoch(key):
+    order = minibatches(key, 2, 20, 4)
+    indices = np.asarray(order(3, 12, 16))
+    assert indices.shape == (2, 16, 4)
+    assert (indices[:, 9:] == 0).all()
+    for chain in indices:
+        assert sorted(chain[2:7].ravel()) == list(range(20))  # steps 5 … 9 are the second epoch
+    assert not np.array_equal(indices[0], indices[1])
+    np.testing.assert_array_equal(np.asarray(order(7, 9, 2)), indices[:, 4:6])  # a function of the step alone
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["sgld", "adam"])
+def test_a_killed_run_resumes_bit_identically(key, tmp_path, monkeypatch, name):
+    algorithm = {
+        "sgld": sgld(TARGET, constant(1e-3)),
+        "adam": optimise(TARGET, optax.adam(1e-2), validation=DATA, every=10),
+    }[name]
+    params = initial(key, TARGET, 2)
+    options = dict(steps=300, burn_in=100, thin=50, batch_size=8, progress=False)
+    whole = infer(key, algorithm, params, DATA, **options)
+
+    folder = str(tmp_path / "run")
+    original, calls = module._advance, []
+
+    def dying(*arguments):
+        calls.append(1)
+        if len(calls) == 77:
+            raise Stop
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "_advance", dying)
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    with pytest.raises(Stop):
+        infer(key, algorithm, params, DATA, checkpoint=folder, **options)
+    done = len(calls)
+    resumed = infer(key, algorithm, params, DATA, checkpoint=folder, **options)
+    assert len(calls) - done < 100 - 70  # it went on, it did not start again
+    assert jax.tree.structure(whole) == jax.tree.structure(resumed)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="belongs to one run"):
+        infer(key, algorithm, params, DATA, checkpoint=folder, **{**options, "steps": 350})
+
+
+def test_best_parameters_really_are_the_best(key):
+    # a step size so large that the iterate jumps about: the returned parameters must have the best score of all seen
+    algorithm = optimise(TARGET, optax.sgd(0.9), average=0.0, validation=DATA, every=1)
+    samples = infer(key, algorithm, initial(key, TARGET, 4), DATA, steps=60, batch_size=4, progress=False)
+    scores = jax.vmap(lambda p: TARGET.metrics(p, DATA)["log_likelihood"])(samples.params)
+    np.testing.assert_allclose(scores, samples.history["validation"][:, -1])
+    plain = optimise(TARGET, optax.sgd(0.9), average=0.0)
+    seen = infer(
+        key, plain, initial(key, TARGET, 4), DATA, steps=60, burn_in=0, thin=1, batch_size=4, progress=False
+    )
+    every = jax.vmap(lambda p: TARGET.metrics(p, DATA)["log_likelihood"])(seen.params).reshape(4, 60)
+    np.testing.assert_allclose(scores, every.max(1))
+    assert (every.max(1) > every[:, -1]).any()
+
+
+def test_without_validation_the_parameters_are_trained_ones(key):
+    start = initial(key, TARGET, 1)
+    samples = infer(key, optimise(TARGET, optax.adam(1e-2)), start, DATA, steps=200, batch_size=8, progress=False)
+    assert float(jnp.abs(samples.params["a"] - start["a"]).max()) > 0.1
+
+
+def test_early_stopping_stops(key):
+    algorithm = optimise(TARGET, optax.adam(1e-1), validation=DATA, every=5, patience=4)
+    samples = infer(key, algorithm, initial(key, TARGET, 2), DATA, steps=100_000, batch_size=8, progress=False)
+    assert samples.history["validation"].shape[1] < 90
+    assert len(samples) == 2
+
+
+def test_schedules_have_the_published_values():
+    # values of a = 0.00976917, b = 0.00709863 (γ = 0.33), computed by hand from the two end points
+    schedule = polynomial(0.05, 0.001, 1000)
+    np.testing.assert_allclose([schedule(k) for k in (0, 99, 499, 999)], [0.05, 0.00214431, 0.00125743, 0.001], rtol=1e-5)
+    np.testing.assert_allclose(schedule(5000), 0.001, rtol=1e-6)
+    schedule = polynomial(0.005, 0.000375, 1000)
+    np.testing.assert_allclose([schedule(k) for k in (99, 499)], [8.03195e-4, 4.71475e-4], rtol=1e-5)
+    wave = cosine(1.0, 100, warm_up=10)
+    np.testing.assert_allclose([wave(0), wave(10), wave(55), wave(100)], [0.1, 1.0, 0.5, 0.0], atol=1e-12)
+    with pytest.raises(ValueError, match="0 < last < first"):
+        polynomial(0.001, 0.05, 1000)
+
+
+def test_diagnostics_tell_agreeing_chains_from_disagreeing_ones(key):
+    samples = infer(
+        key, sgld(TARGET, constant(1e-2)), initial(key, TARGET, 4), DATA, steps=120, burn_in=20, thin=2,
+        batch_size=None, progress=False,
+    )  # fmt: skip
+    independent = jax.random.normal(key, (200, 3))
+    # R-hat of 4 × 50 independent draws: 1 + O(1/n); ESS near 200, of order ± 30
+    assert (np.abs(np.asarray(rhat(samples, independent)) - 1) < 0.03).all()
+    assert (np.asarray(ess(samples, independent)) > 100).all()
+    apart = independent + 3 * samples.chain[:, None]
+    assert (np.asarray(rhat(samples, apart)) > 1.5).all()
+    with pytest.raises(ValueError, match="at least 2 chains of 4 draws. Got 4 of 1"):
+        rhat(samples[np.arange(0, 200, 50)], independent[::50])

@@ -1,0 +1,75 @@
+"""Temperature, energies and pressure against closed formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from bayespot import units
+from bayespot.observables.observable import observe
+from bayespot.observables.thermodynamics import energy_per_atom, kinetic_energy, pressure, temperature
+from bayespot.records.system import System
+from bayespot.records.trajectory import Frame, Trajectory
+from bayespot.tree import replace
+
+
+def gas(frames=1, atoms=901, edge=30.0, kelvin=296.15, mass=39.948) -> Trajectory:
+    rng = np.random.default_rng(3)
+    system = System(
+        jnp.asarray(rng.uniform(0, edge, (frames, atoms, 3))),
+        jnp.full((frames, atoms), 18, jnp.int32),
+        jnp.tile(edge * jnp.eye(3), (frames, 1, 1)),
+    )
+    velocity = rng.normal(size=(frames, atoms, 3)) * np.sqrt(kelvin * units.kB / mass)
+    frames = Frame(system, jnp.asarray(velocity), jnp.zeros(frames) - 2.0, jnp.zeros((frames, 3, 3)))
+    return Trajectory(frames, jnp.arange(len(velocity)) * 1.0, jnp.array(0), jnp.array(1.0))
+
+
+def value(observable, run):
+    return np.asarray(observe(observable, run, blocks=1).value[0, 0])
+
+
+def test_kinetic_energy_temperature_and_pressure_of_an_ideal_gas():
+    run = gas()
+    kinetic = 0.5 * 39.948 * (np.asarray(run.frames.velocity) ** 2).sum()
+    assert value(kinetic_energy(), run) == pytest.approx(kinetic, rel=1e-12)
+    kelvin = 2 * kinetic / (3 * 901 * units.kB)
+    assert value(temperature(), run) == pytest.approx(kelvin, rel=1e-12)
+    assert value(temperature(constraints=3), run) == pytest.approx(kelvin * 901 / 900, rel=1e-12)
+    expected = 901 * units.kB * kelvin / 30.0**3 / units.GPa
+    assert value(pressure(), run) == pytest.approx(expected, rel=1e-12)
+    assert expected * 1e4 == pytest.approx(1364 * kelvin / 296.15, rel=1e-3)  # bar; N k T / V for 901 in 27 nm³
+    # The kinetic energy of 3·901 degrees of freedom scatters by sqrt(2/2703) = 2.7 %; 4 sigma.
+    assert kelvin == pytest.approx(296.15, rel=0.11)
+
+
+def test_pressure_has_the_opposite_sign_of_tension():
+    run = gas(frames=2, atoms=3)
+    run = replace(run, frames=replace(run.frames, velocity=jnp.zeros((2, 3, 3))))
+    stress = jnp.diag(jnp.array([1.0, 2.0, 6.0])) * units.GPa
+    run = replace(run, frames=replace(run.frames, stress=jnp.stack([stress, 3 * stress])))
+    assert value(pressure(), run) == pytest.approx(-6.0, rel=1e-12)  # mean of −3 and −9 GPa
+
+
+def test_pressure_of_an_open_box_is_refused():
+    run = gas(atoms=3)
+    opened = replace(run.frames.system, box=run.frames.system.box.at[:, 2].set(0.0))
+    with pytest.raises(ValueError, match="periodic in all three"):
+        observe(pressure(), replace(run, frames=replace(run.frames, system=opened)), blocks=1)
+
+
+def test_energy_is_per_real_atom():
+    run = gas(frames=2, atoms=5)
+    assert value(energy_per_atom(), run) == pytest.approx(-0.4, rel=1e-12)
+
+
+def test_run_averages_carry_weights_and_chains_of_the_samples():
+    from bayespot.records.posterior import PosteriorSamples
+
+    runs = jax.tree.map(lambda x: jnp.stack([x, x])[:, None], gas(atoms=3))
+    zero = jnp.zeros(2, int)
+    samples = PosteriorSamples({}, jnp.log(jnp.array([0.2, 0.8])), jnp.array([4, 4]), zero, jnp.zeros(2), zero, {}, "")
+    got = observe(energy_per_atom(), runs, samples=samples, blocks=1)
+    np.testing.assert_allclose(np.exp(got.log_weight), [0.2, 0.8])
+    np.testing.assert_array_equal(got.chain, [4, 4])
+    with pytest.raises(ValueError, match="that drove the runs"):
+        observe(energy_per_atom(), gas(atoms=3), samples=samples, blocks=1)

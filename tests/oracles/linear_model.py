@@ -1,0 +1,43 @@
+"""Bayesian linear regression: a posterior whose mean and covariance are known exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayespot.infer.target import Target
+
+SIGMA, WIDTH = 0.5, 2.0
+
+
+def make(rows: int = 64, condition: float = 4.0, dimension: int = 3, seed: int = 0):
+    """Data ``{"x", "y"}``, target, exact mean and covariance of the posterior; the precision has this condition number."""
+    rng = np.random.default_rng(seed)
+    left = np.linalg.qr(rng.normal(size=(rows, dimension)))[0]
+    right = np.linalg.qr(rng.normal(size=(dimension, dimension)))[0]
+    x = left * np.geomspace(1.0, condition**-0.5, dimension) @ right.T * rows**0.5
+    y = x @ rng.normal(size=dimension) + SIGMA * rng.normal(size=rows)
+    precision = x.T @ x / SIGMA**2 + np.eye(dimension) / WIDTH**2
+    covariance = np.linalg.inv(precision)
+    mean = covariance @ x.T @ y / SIGMA**2
+    data = {"x": jnp.asarray(x), "y": jnp.asarray(y)}
+    return data, target(rows, dimension), mean, covariance
+
+
+def target(rows: int, dimension: int) -> Target:
+    def log_likelihood(a, batch):
+        return -0.5 * ((batch["y"] - batch["x"] @ a) ** 2).mean() / SIGMA**2
+
+    def value_and_grad(key, params, state, batch):
+        def value(p):
+            return log_likelihood(p["a"], batch) - 0.5 * (p["a"] ** 2).sum() / WIDTH**2 / rows
+
+        return *jax.value_and_grad(value)(params), state, {}
+
+    return Target(
+        initial=lambda key: {"a": jax.random.normal(key, (dimension,))},
+        init=lambda key, params: (),
+        value_and_grad=value_and_grad,
+        metrics=lambda params, batch: {"log_likelihood": log_likelihood(params["a"], batch)},
+        size=rows,
+        spec={"name": "linear"},
+    )
