@@ -157,24 +157,60 @@ def run_lengths(s: Settings) -> dict[str, int]:
     }
 
 
-def intervals(key: Key, potential, samples, start: bp.System, s: Settings, progress: bool):
-    """Simulations of all samples, and the credible interval of every observable."""
+def simulations(key: Key, potential, samples, start: bp.System, s: Settings, progress: bool) -> bp.Trajectory:
+    """Molecular dynamics with every posterior sample, at a temperature at which there were no training data."""
     ensemble = bp.nvt_langevin(kT=s.temperature * units.kB, dt=s.time_step * units.ps)
-    runs = bp.propagate(
+    return bp.propagate(
         key, potential, samples, start, ensemble, replicas=s.replicas, throw=False, progress=progress, **run_lengths(s)
     )
-    found = {name: bp.observe(o, runs, samples=samples) for name, o in observables(s).items()}
-    return runs, found, {name: bp.interval(o, level=0.95, failed="drop") for name, o in found.items()}
 
 
-def truth(key: Key, material: Material, s: Settings, progress: bool) -> dict[str, np.ndarray]:
-    """The teacher's own values, from several long runs."""
+def truth(key: Key, material: Material, s: Settings, measured: dict, progress: bool) -> dict[str, np.ndarray]:
+    """The teacher's own values, from longer runs than those of the samples."""
     params = material.teacher.init(key)
+    many = jax.tree.map(lambda x: jnp.broadcast_to(x, (s.truth_runs, *jnp.shape(x))), params)
+    teachers = bp.as_samples(many, material.teacher.spec)
     ensemble = bp.nvt_langevin(kT=s.temperature * units.kB, dt=s.time_step * units.ps)
     lengths = run_lengths(s)
-    one = {**lengths, "steps": round(s.truth / s.run / s.truth_runs) * lengths["steps"]}
-    many = jax.tree.map(lambda x: jnp.broadcast_to(x, (s.truth_runs, *jnp.shape(x))), params)
-    runs = bp.propagate(
-        key, material.teacher, bp.as_samples(material.teacher, many), material.start, ensemble, progress=progress, **one
-    )
-    return {name: np.asarray(bp.observe(o, runs).value.mean((0, 1))) for name, o in observables(s).items()}
+    lengths["steps"] *= max(1, round(s.truth / s.run / s.truth_runs))
+    runs = bp.propagate(key, material.teacher, teachers, material.start, ensemble, progress=progress, **lengths)
+    return {name: np.asarray(bp.observe(o, runs).value.mean((0, 1))) for name, o in measured.items()}
+
+
+class Posterior(NamedTuple):
+    """What one posterior said."""
+
+    samples: bp.PosteriorSamples
+    prediction: bp.Prediction
+    observed: dict[str, bp.Observed]
+    intervals: dict[str, bp.Interval]
+    stable: float
+
+
+def quickstart(
+    seed: int = 0, settings: Settings = Settings(), data: str | None = None, test: str | None = None, progress: bool = True
+) -> tuple[Material, dict[str, Posterior], dict[str, np.ndarray] | None]:
+    """All of it; returns the material, both posteriors by name, and the teacher's values if there is a teacher."""
+    s, key = settings, jax.random.key(seed)
+    keys = jax.random.split(key, 8)
+    if data is None:
+        material = teacher_material(keys[0], s, progress)
+        noise = bp.Noise(energy=s.energy_noise, forces=s.force_noise)
+    else:
+        material = file_material(keys[0], s, data, test)
+        noise = bp.Noise(energy=0.001, forces=0.1)
+    potential = model(material, s)
+    target = bp.force_matching(potential, material.train, bp.scaled_normal(1.0), noise)
+    samples = {"deep ensemble": ensemble_posterior(keys[1], target, material, s, progress)}
+    samples["pSGLD"] = sgld_posterior(keys[2], target, samples["deep ensemble"], material, s, progress)
+    measured = observables(s)
+    true = truth(keys[3], material, s, measured, progress) if material.teacher else None
+    found = {}
+    for n, (name, drawn) in enumerate(samples.items()):
+        good = bp.healthy(drawn)
+        prediction = bp.predict(potential, good, material.test)
+        runs = simulations(keys[4 + n], potential, good, material.start, s, progress)
+        observed = {name: bp.observe(o, runs, samples=good) for name, o in measured.items()}
+        intervals = {name: bp.interval(o, level=0.95, failed="drop") for name, o in observed.items()}
+        found[name] = Posterior(good, prediction, observed, intervals, float((np.asarray(runs.status) == 0).mean()))
+    return material, found, true

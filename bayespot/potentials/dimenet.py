@@ -91,6 +91,13 @@ def legendre_basis(cosine: Float[Array, "*n"], angular: int) -> Float[Array, "*n
     return jnp.stack(terms[:angular], -1) * jnp.asarray(norm, cosine.dtype)
 
 
+def triplet_basis(unit: Float[Array, "N K 3"], angular: int) -> Float[Array, "N K K l"]:
+    """Angular functions of every two edges of an atom, from their unit vectors; 0 for an edge with itself."""
+    cosine = jnp.einsum("nsx,nkx->nsk", unit, unit)
+    other = 1.0 - jnp.eye(unit.shape[1], dtype=unit.dtype)
+    return legendre_basis(cosine, angular) * other[..., None]
+
+
 def reverse_slots(neighbors: Neighbors) -> Int[Array, "N K"]:
     """Slot of each edge's reverse in its neighbour's list: this atom, opposite shift; ``K`` where it is missing."""
     n, k = neighbors.index.shape
@@ -194,14 +201,12 @@ class DimeNet(nn.Module):
         vectors, mask = displacements(system, neighbors)
         r = lengths(vectors)
         x = jnp.where(r < self.cutoff, r / self.cutoff, 1.0)
-        unit = vectors / r[..., None]
         j = jnp.where(mask, neighbors.index, 0)
         cut = jnp.where(r < self.cutoff, envelope(x, self.power), 0.0)[..., None]
         frequency = self.param("frequency", lambda _, n: jnp.pi * jnp.arange(1, n + 1, dtype=jnp.float32), self.radial)
         rbf = 2**0.5 * cut * jnp.sin(frequency.astype(x.dtype) * x[..., None]) / x[..., None]
         sbf = cut[..., None] * spherical_bessel_basis(x, self.angular, self.radial)
-        other = 1.0 - jnp.eye(x.shape[1], dtype=x.dtype)
-        legendre = legendre_basis(jnp.einsum("nsx,nkx->nsk", unit, unit), self.angular) * other[..., None]
+        legendre = triplet_basis(vectors / r[..., None], self.angular)
         source = (j, reverse_slots(neighbors))
 
         known = jnp.maximum(species_index(system.species, self.species), 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,30 @@ def _status_text(samples: PosteriorSamples) -> str:
         return ""
     counts = {s: int((np.asarray(samples.status) == s).sum()) for s in Status}
     return "".join(f", {n} {s.name}" for s, n in counts.items() if n)
+
+
+def as_samples(params: Params, spec, noise: Params | None = None) -> PosteriorSamples:
+    """Parameter sets from elsewhere, stacked along a leading axis ``S``, as equally weighted samples.
+
+    Args:
+        params: of the potential: a committee trained by other means, or one known set to run as a reference.
+        spec: the potential's ``spec``.
+        noise: logarithms of the noise scales, each ``(S,)``, if they are known.
+
+    Raises:
+        ValueError: if the leading axes differ.
+    """
+    number = tree.length((params, noise or {}))
+    return PosteriorSamples(
+        params={"potential": params, "noise": noise or {}},
+        log_weight=jnp.zeros(number),
+        chain=jnp.arange(number),
+        draw=jnp.zeros(number, jnp.int32),
+        log_density=jnp.full(number, jnp.nan),
+        status=jnp.zeros(number, jnp.int32),
+        history={},
+        spec=json.dumps(spec),
+    )
 
 
 def weights(samples: PosteriorSamples) -> Float[Array, "S"]:

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.infer.priors import Prior
-from bayespot.infer.target import Target
+from bayespot.inference.priors import Prior
+from bayespot.inference.target import Target
 from bayespot.potentials.potential import Potential, check_compatible
 from bayespot.records.dataset import Dataset, flatten, largest_total
 from bayespot.records.system import volume

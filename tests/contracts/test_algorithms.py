@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from bayespot.infer.infer import infer
-from bayespot.infer.optimise import optimise
-from bayespot.infer.preconditioner import rms
-from bayespot.infer.schedules import constant
-from bayespot.infer.sgld import sgld
-from bayespot.infer.target import initial
+from bayespot.inference.infer import infer
+from bayespot.inference.optimise import optimise
+from bayespot.inference.preconditioner import rms
+from bayespot.inference.schedules import constant
+from bayespot.inference.sgld import sgld
+from bayespot.inference.target import initial
 from tests.oracles.linear_model import make
 
 DATA, TARGET, MEAN, COVARIANCE = make()

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.infer.target import Target
+from bayespot.inference.target import Target
 
 SIGMA, WIDTH = 0.5, 2.0
 

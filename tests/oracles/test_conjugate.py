@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayespot.infer.infer import infer
-from bayespot.infer.preconditioner import fixed, rms
-from bayespot.infer.schedules import constant
-from bayespot.infer.sgld import sgld
-from bayespot.infer.target import initial
+from bayespot.inference.infer import infer
+from bayespot.inference.preconditioner import fixed, rms
+from bayespot.inference.schedules import constant
+from bayespot.inference.sgld import sgld
+from bayespot.inference.target import initial
 from tests.oracles.linear_model import make
 
 

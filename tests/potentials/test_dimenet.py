@@ -12,6 +12,7 @@ from bayespot.potentials.dimenet import (
     legendre_basis,
     reverse_slots,
     spherical_bessel_basis,
+    triplet_basis,
 )
 from bayespot.potentials.potential import energy_and_forces
 from bayespot.records.neighbors import Neighbors, displacements, neighbors
@@ -164,9 +165,7 @@ def test_interaction_equals_loops_over_triplets():
     r = jnp.linalg.norm(vectors, axis=-1)
     x = jnp.minimum(r / cutoff, 1.0)
     cut = jnp.where(r < cutoff, envelope(x, 6), 0.0)[..., None, None]
-    unit = vectors / r[..., None]
-    other = 1 - jnp.eye(r.shape[1])
-    legendre = legendre_basis(jnp.einsum("nsx,nkx->nsk", unit, unit), 4) * other[..., None]
+    legendre = triplet_basis(vectors / r[..., None], 4)
     random = np.random.default_rng(0)
     message, rbf = (
         random.normal(size=(*r.shape, 8)),

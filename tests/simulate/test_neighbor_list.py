@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
-
 from bayespot.potentials.neighbor_list import heights, larger, neighbor_list
 from bayespot.records.neighbors import displacements, neighbors
 from bayespot.records.system import from_ase, system
@@ -19,6 +18,12 @@ def silicon(repeat, skew=None):
     if skew is not None:
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + skew), scale_atoms=True)
     atoms.rattle(0.15, seed=1)
+    return from_ase(atoms)
+
+
+def primitive():
+    atoms = bulk("Si")
+    atoms.rattle(0.1, seed=4)
     return from_ase(atoms)
 
 
@@ -41,7 +46,7 @@ CASES = {
     "skewed": (silicon(2, SKEW), 4.2),
     "tiny": (silicon(1), 4.0),
     "tiny, far": (silicon(1, SKEW), 8.0),
-    "primitive": (from_ase(bulk("Si")), 5.0),
+    "primitive": (primitive(), 5.0),
     "molecule": (from_ase(molecule("C2H6")), 3.0),
     "slab": (slab(), 5.0),
     "grid": (gas(np.diag([30.0, 33.0, 28.0])), 2.5),

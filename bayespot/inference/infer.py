@@ -18,9 +18,9 @@ from bayespot.batching import default_batch_size, over_batches
 from bayespot.checkpoint import checkpoint as open_checkpoint
 from bayespot.checkpoint import fingerprint
 from bayespot.errors import Status, listed
-from bayespot.infer.algorithm import Algorithm
-from bayespot.infer.minibatches import minibatches
-from bayespot.infer.target import Batch
+from bayespot.inference.algorithm import Algorithm
+from bayespot.inference.minibatches import minibatches
+from bayespot.inference.target import Batch
 from bayespot.records.posterior import PosteriorSamples
 from bayespot.tree import all_finite, length, take
 from bayespot.typing import Key, Params, PyTree

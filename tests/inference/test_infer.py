@@ -6,14 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-import bayespot.infer.infer as module
-from bayespot.infer.diagnostics import ess, rhat
-from bayespot.infer.infer import infer
-from bayespot.infer.minibatches import minibatches
-from bayespot.infer.optimise import optimise
-from bayespot.infer.schedules import constant, cosine, polynomial
-from bayespot.infer.sgld import sgld
-from bayespot.infer.target import initial
+import bayespot.inference.infer as module
+from bayespot.inference.diagnostics import ess, rhat
+from bayespot.inference.infer import infer
+from bayespot.inference.minibatches import minibatches
+from bayespot.inference.optimise import optimise
+from bayespot.inference.schedules import constant, cosine, polynomial
+from bayespot.inference.sgld import sgld
+from bayespot.inference.target import initial
 from tests.oracles.linear_model import make
 
 DATA, TARGET, MEAN, COVARIANCE = make()
@@ -36,7 +36,10 @@ def test_draws_come_at_the_right_steps(key):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 2000, "burn_in": 1000, "thin": 300}, r"`thin` must divide steps − burn_in = 1000. Got 300. Use 250."),
+        (
+            {"steps": 2000, "burn_in": 1000, "thin": 300},
+            r"`thin` must divide steps − burn_in = 1000. Got 300. Use 250.",
+        ),
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": 10, "burn_in": 10}, "burn_in must lie between 0 and steps − 1 = 9. Got 10."),
         ({"steps": 10, "batch_size": 65}, "number of frames, 64. Got 65."),
@@ -102,9 +105,7 @@ def test_best_parameters_really_are_the_best(key):
     scores = jax.vmap(lambda p: TARGET.metrics(p, DATA)["log_likelihood"])(samples.params)
     np.testing.assert_allclose(scores, samples.history["validation"][:, -1])
     plain = optimise(TARGET, optax.sgd(0.9), average=0.0)
-    seen = infer(
-        key, plain, initial(key, TARGET, 4), DATA, steps=60, burn_in=0, thin=1, batch_size=4, progress=False
-    )
+    seen = infer(key, plain, initial(key, TARGET, 4), DATA, steps=60, burn_in=0, thin=1, batch_size=4, progress=False)
     every = jax.vmap(lambda p: TARGET.metrics(p, DATA)["log_likelihood"])(seen.params).reshape(4, 60)
     np.testing.assert_allclose(scores, every.max(1))
     assert (every.max(1) > every[:, -1]).any()
@@ -126,7 +127,9 @@ def test_early_stopping_stops(key):
 def test_schedules_have_the_published_values():
     # values of a = 0.00976917, b = 0.00709863 (γ = 0.33), computed by hand from the two end points
     schedule = polynomial(0.05, 0.001, 1000)
-    np.testing.assert_allclose([schedule(k) for k in (0, 99, 499, 999)], [0.05, 0.00214431, 0.00125743, 0.001], rtol=1e-5)
+    np.testing.assert_allclose(
+        [schedule(k) for k in (0, 99, 499, 999)], [0.05, 0.00214431, 0.00125743, 0.001], rtol=1e-5
+    )
     np.testing.assert_allclose(schedule(5000), 0.001, rtol=1e-6)
     schedule = polynomial(0.005, 0.000375, 1000)
     np.testing.assert_allclose([schedule(k) for k in (99, 499)], [8.03195e-4, 4.71475e-4], rtol=1e-5)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from bayespot.infer.target import Batch, Info
+from bayespot.inference.target import Batch, Info
 from bayespot.typing import Key, Params, Spec
 
 State = Any

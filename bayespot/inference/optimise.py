@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bayespot.infer.algorithm import Algorithm
-from bayespot.infer.target import Batch, Target, TargetState
+from bayespot.inference.algorithm import Algorithm
+from bayespot.inference.target import Batch, Target, TargetState
 from bayespot.typing import Array, Key, Params, Scalar
 
 

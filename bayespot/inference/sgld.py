@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bayespot.infer.algorithm import Algorithm
-from bayespot.infer.preconditioner import Preconditioner, identity
-from bayespot.infer.target import Batch, Target, TargetState
+from bayespot.inference.algorithm import Algorithm
+from bayespot.inference.preconditioner import Preconditioner, identity
+from bayespot.inference.target import Batch, Target, TargetState
 from bayespot.tree import noise
 from bayespot.typing import Array, Key, Params
 

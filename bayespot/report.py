@@ -1,0 +1,158 @@
+"""The quickstart's results for people: tables, files, figures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+import bayespot as bp
+
+ABOVE = 0.1
+"""Bins of a distribution count for coverage where the truth exceeds this share of its mean level."""
+
+
+def counted(name: str, true: np.ndarray) -> np.ndarray:
+    """Which values of an observable count: those of a distribution that are not practically zero."""
+    if name == "rdf":
+        return true > ABOVE
+    if name == "adf":
+        return true > ABOVE * true.mean()
+    return np.ones(np.shape(true), bool)
+
+
+def coverage(intervals: dict[str, bp.Interval], true: dict[str, np.ndarray]) -> dict[str, float]:
+    """Share of values inside the intervals, by observable."""
+    return {n: float(it.covers(true[n])[counted(n, true[n])].mean()) for n, it in intervals.items()}
+
+
+def convergence(posterior) -> dict[str, float]:
+    """Largest R-hat and smallest bulk ESS over held-out predictions and observables; NaN for fewer than 4 draws a chain."""
+    samples = posterior.samples
+    values = {
+        "energies": posterior.prediction.members["energy"],
+        **{n: o.value.mean(1) for n, o in posterior.observed.items() if n in ("energy", "pressure")},
+    }
+    try:
+        return {
+            "rhat": max(float(np.max(bp.rhat(samples, v))) for v in values.values()),
+            "ess": min(float(np.min(bp.ess(samples, v))) for v in values.values()),
+        }
+    except ValueError:
+        return {"rhat": float("nan"), "ess": float("nan")}
+
+
+def summary(material, posteriors: dict, true: dict | None) -> dict:
+    """All numbers of the report, writable as JSON."""
+    out = {}
+    for name, p in posteriors.items():
+        curves = [bp.coverage(p.prediction, material.test, q) for q in ("energy", "forces")]
+        out[name] = {
+            "samples": len(p.samples),
+            "stable_fraction": p.stable,
+            **convergence(p),
+            "held_out": [e._asdict() for e in bp.errors(p.prediction, material.test)],
+            "calibration": {
+                c.quantity: {"level": np.asarray(c.level).tolist(), "observed": np.asarray(c.observed).tolist()}
+                for c in curves
+            },
+            "intervals": {n: _plain(it) for n, it in p.intervals.items()},
+        }
+        if true is not None:
+            out[name]["coverage_of_teacher"] = coverage(p.intervals, true)
+    if true is not None:
+        out["teacher"] = {n: np.asarray(v).tolist() for n, v in true.items()}
+    return out
+
+
+def _plain(it: bp.Interval) -> dict:
+    names = ("mean", "lower", "upper", "std_model", "std_sampling", "coordinate")
+    return {n: np.asarray(getattr(it, n)).tolist() for n in names} | {"unit": it.unit, "kind": it.kind}
+
+
+def text(material, posteriors: dict, true: dict | None) -> str:
+    """The table at the end."""
+    lines = []
+    for name, p in posteriors.items():
+        lines += ["", f"== {name}: {len(p.samples)} samples, {p.stable:.0%} of simulations stable"]
+        state = convergence(p)
+        if np.isfinite(state["rhat"]):
+            lines.append(f"   R-hat ≤ {state['rhat']:.3f}, bulk ESS ≥ {state['ess']:.0f} (held-out energies, observables)")
+        lines.append(bp.error_table([e for e in bp.errors(p.prediction, material.test) if e.group == "all"]))
+        lines.append(bp.calibration_table([bp.coverage(p.prediction, material.test, q) for q in ("energy", "forces")]))
+        scalars = [p.intervals[n] for n in ("energy", "pressure")]
+        lines.append(bp.table([*scalars, p.intervals["msd"], p.intervals["rdf"]], limit=6))
+        if true is not None:
+            lines.append(_beside_teacher(p.intervals, true))
+    return "\n".join(lines)
+
+
+def _beside_teacher(intervals: dict, true: dict) -> str:
+    inside = coverage(intervals, true)
+    rows = [f"teacher: energy {true['energy']:.4f} eV/atom, pressure {true['pressure']:.3f} GPa"]
+    share = ", ".join(f"{n} {v:.0%}" for n, v in inside.items())
+    return "\n".join([*rows, f"inside the 95 % intervals: {share}"])
+
+
+def write(folder: Path, material, posteriors: dict, true: dict | None) -> None:
+    """``summary.json``, ``results.nc`` (an xarray DataTree) and the figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary(material, posteriors, true), indent=1))
+    datatree(posteriors).to_netcdf(folder / "results.nc", engine="h5netcdf")
+    for name, p in posteriors.items():
+        bp.save(p.samples, folder / f"{name.replace(' ', '_')}.safetensors")
+    figures(folder, material, posteriors, true)
+
+
+def datatree(posteriors: dict):
+    """One group per posterior: ArviZ's groups, and in ``posterior_predictive`` every observable of every sample."""
+    import xarray as xr
+
+    tree = {}
+    for name, p in posteriors.items():
+        top = name.replace(" ", "_")
+        for node in bp.to_arviz(p.samples).subtree:
+            if node.has_data:
+                tree[f"/{top}{node.path}"] = node.to_dataset()
+        tree[f"/{top}/posterior_predictive"] = _observables(p)
+    return xr.DataTree.from_dict(tree)
+
+
+def _observables(p):
+    """Every observable of every sample, averaged over replicas, with the dimensions ``chain`` and ``draw``."""
+    import xarray as xr
+
+    chains = len(np.unique(np.asarray(p.samples.chain)))
+    data = {}
+    for name, o in p.observed.items():
+        value = np.asarray(o.value.mean(1))
+        shape = (chains, len(value) // chains, *value.shape[1:])
+        dims = ("chain", "draw", *([f"{name}_coordinate"] if value.ndim > 1 else []))
+        data[name] = xr.DataArray(value.reshape(shape), dims=dims, attrs={"unit": o.unit, "axis": o.axis})
+        if value.ndim > 1:
+            data[name] = data[name].assign_coords({dims[-1]: np.asarray(o.coordinate[0])})
+    return xr.Dataset(data)
+
+
+def figures(folder: Path, material, posteriors: dict, true: dict | None) -> None:
+    """RDF band, reliability, learning curves and parity of every posterior."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    for name, p in posteriors.items():
+        key = name.replace(" ", "_")
+        curves = [bp.coverage(p.prediction, material.test, q) for q in ("energy", "forces")]
+        plots = {
+            "rdf": lambda ax, p=p: bp.plot_interval(p.intervals["rdf"], None if true is None else true["rdf"], ax=ax),
+            "adf": lambda ax, p=p: bp.plot_interval(p.intervals["adf"], None if true is None else true["adf"], ax=ax),
+            "reliability": lambda ax, c=curves: bp.plot_reliability(c, ax=ax),
+            "learning": lambda ax, p=p: bp.plot_learning(p.samples, ax=ax),
+            "parity": lambda ax, p=p: bp.plot_parity(p.prediction, material.test, ax=ax),
+        }
+        for what, plot in plots.items():
+            figure, ax = plt.subplots(figsize=(5, 4), layout="constrained")
+            plot(ax)
+            ax.set_title(name)
+            figure.savefig(folder / f"{key}_{what}.png", dpi=150)
+            plt.close(figure)
