@@ -29,7 +29,10 @@ class FailedSamples(RuntimeError):
 
     Attributes:
         samples: numbers of the failed samples.
+        trajectories: of simulations, all runs with their status; ``None`` elsewhere.
     """
+
+    trajectories: object = None
 
     def __init__(self, message: str, samples: tuple[int, ...]):
         super().__init__(message)

@@ -20,8 +20,8 @@ class Settings(NamedTuple):
     """Sizes of the quickstart; energies in eV, lengths in Å, times in ps, temperatures in K."""
 
     cutoff: float = 5.0
-    teacher_temperatures: tuple[float, ...] = (300.0, 900.0, 1500.0)
-    frames: int = 20
+    teacher_temperatures: tuple[float, ...] = (300.0, 1200.0)
+    frames: int = 30
     energy_noise: float = 0.005
     force_noise: float = 0.2
     members: int = 8
@@ -48,7 +48,7 @@ class Settings(NamedTuple):
 
 
 FAST = Settings(
-    frames=12, members=8, ensemble_steps=250, draws=2, burn_in=150, thin=75, run=1.0, equilibration=0.4, truth=4.0
+    frames=16, members=8, ensemble_steps=250, draws=2, burn_in=150, thin=75, run=1.0, equilibration=0.4, truth=4.0
 )
 
 
@@ -58,7 +58,7 @@ class Material(NamedTuple):
     train: bp.Dataset
     validation: bp.Dataset
     test: bp.Dataset
-    start: bp.System
+    start: bp.System  # a hot one: the neighbour lists of a perfect crystal would soon be too short
     teacher: bp.Potential | None
 
 
@@ -71,13 +71,13 @@ def silicon() -> bp.System:
 
 def teacher_material(key: Key, s: Settings, progress: bool) -> Material:
     """Frames of Stillinger–Weber silicon at several temperatures, with Gaussian label noise on all but the test frames."""
-    teacher, start = bp.stillinger_weber(14), silicon()
+    teacher, crystal = bp.stillinger_weber(14), silicon()
     params = teacher.init(key)
     systems = []
     for n, kelvin in enumerate(s.teacher_temperatures):
         ensemble = bp.nvt_langevin(kT=kelvin * units.kB, dt=s.time_step * units.ps)
         run = bp.simulate(
-            jax.random.fold_in(key, n), teacher, params, start, ensemble,
+            jax.random.fold_in(key, n), teacher, params, crystal, ensemble,
             steps=2 * s.frames * 100, every=100, equilibration=1000, progress=progress,
         )  # fmt: skip
         systems += [jax.tree.map(lambda x, t=t: jnp.asarray(x[t]), run.frames.system) for t in range(2 * s.frames)]
@@ -87,7 +87,7 @@ def teacher_material(key: Key, s: Settings, progress: bool) -> Material:
     def noisy(n, part):
         return bp.add_noise(jax.random.fold_in(key, n), part, energy=s.energy_noise, forces=s.force_noise)
 
-    return Material(noisy(101, train), noisy(102, validation), noisy(103, test), start, teacher)
+    return Material(noisy(101, train), noisy(102, validation), noisy(103, test), systems[-1], teacher)
 
 
 def file_material(key: Key, s: Settings, data: str, test: str | None) -> Material:

@@ -50,7 +50,7 @@ def summary(material, posteriors: dict, true: dict | None) -> dict:
             "samples": len(p.samples),
             "stable_fraction": p.stable,
             **convergence(p),
-            "held_out": [e._asdict() for e in bp.errors(p.prediction, material.test)],
+            "held_out": [e._asdict() for e in bp.prediction_errors(p.prediction, material.test)],
             "calibration": {
                 c.quantity: {"level": np.asarray(c.level).tolist(), "observed": np.asarray(c.observed).tolist()}
                 for c in curves
@@ -77,7 +77,7 @@ def text(material, posteriors: dict, true: dict | None) -> str:
         state = convergence(p)
         if np.isfinite(state["rhat"]):
             lines.append(f"   R-hat ≤ {state['rhat']:.3f}, bulk ESS ≥ {state['ess']:.0f} (held-out energies, observables)")
-        lines.append(bp.error_table([e for e in bp.errors(p.prediction, material.test) if e.group == "all"]))
+        lines.append(bp.error_table([e for e in bp.prediction_errors(p.prediction, material.test) if e.group == "all"]))
         lines.append(bp.calibration_table([bp.coverage(p.prediction, material.test, q) for q in ("energy", "forces")]))
         scalars = [p.intervals[n] for n in ("energy", "pressure")]
         lines.append(bp.table([*scalars, p.intervals["msd"], p.intervals["rdf"]], limit=6))

@@ -165,10 +165,12 @@ def _each(function: Callable, size: int) -> Callable:
 def _segment(algorithm: Algorithm, size: int) -> Callable:
     """Compiled: ``count`` steps of all chains from step ``first`` on; indices are padded to the longest segment."""
 
+    one_step = jax.jit(algorithm.step)  # traced once, although it is called for its shapes and in the loop
+
     def chain(key, state, indices, data, first, count):
         def step(k, state):
             batch = data if indices is None else take(data, indices[k])
-            return algorithm.step(jax.random.fold_in(key, first + k), state, batch)
+            return one_step(jax.random.fold_in(key, first + k), state, batch)
 
         shapes = jax.eval_shape(lambda s: step(0, s)[1], state)
         info = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -36,7 +36,8 @@ class NeighborList(NamedTuple):
 
 def larger(capacity: tuple[int, int], needed) -> tuple[int, int]:
     """Capacities with room above what was ``needed``, and never below ``capacity`` (host)."""
-    return tuple(c if n <= c else int(1.1 * n) + 2 for c, n in zip(capacity, np.asarray(needed).tolist(), strict=True))
+    a, b = (c if n <= c else int(1.1 * n) + 2 for c, n in zip(capacity, np.asarray(needed).tolist(), strict=True))
+    return a, b
 
 
 def inverse_box(box: np.ndarray) -> np.ndarray:

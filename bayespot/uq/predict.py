@@ -155,7 +155,7 @@ def residuals(prediction: Prediction, data: Dataset) -> dict[str, tuple[np.ndarr
     return out
 
 
-def errors(prediction: Prediction, data: Dataset) -> list[Error]:
+def prediction_errors(prediction: Prediction, data: Dataset) -> list[Error]:
     """Errors of the posterior mean: overall first, then for every group of frames; only quantities with labels.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Every ensemble: its temperature, its distribution of energies, and conservation where there is something to conserve."""
+"""Every ensemble: its temperature, its distribution of energies, and what it conserves."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from bayespot.potentials.classical import lennard_jones
 from bayespot.potentials.potential import Potential
 from bayespot.records.posterior import PosteriorSamples
 from bayespot.records.system import from_ase, masses, system
-from bayespot.simulate.ensemble import momenta, nve, nvt_langevin, nvt_nose_hoover
-from bayespot.simulate.simulate import propagate, simulate
+from bayespot.simulation.ensemble import momenta, nve, nvt_langevin, nvt_nose_hoover
+from bayespot.simulation.simulate import propagate, simulate
 from bayespot.tree import stack
 
 FS, kB = units.fs, units.kB

@@ -12,7 +12,7 @@ from bayespot.records.posterior import PosteriorSamples
 from bayespot.records.system import system
 from bayespot.tree import replace
 from bayespot.uq.calibration import calibration_table, coverage, z_scores
-from bayespot.uq.predict import error_table, errors, predict
+from bayespot.uq.predict import error_table, predict, prediction_errors
 
 CUTOFF = 3.0
 
@@ -96,7 +96,7 @@ def test_noise_is_the_root_mean_square_over_the_samples(data):
 
 def test_errors_are_masked_and_grouped(data):
     got = predict(linear(), posterior([0.9, 1.3], [0.02, 0.02]), data)  # energies wrong by 0.1 eV/atom, forces exact
-    rows = {(r.group, r.quantity): r for r in errors(got, data)}
+    rows = {(r.group, r.quantity): r for r in prediction_errors(got, data)}
     assert set(rows) == {(g, q) for g in ("all", "bulk", "melt") for q in ("energy", "forces", "stress")}
     counts = [data.atom_counts[m] for m in range(6)]
     assert rows["all", "energy"].count == 5
@@ -120,7 +120,7 @@ def test_wrong_input_is_refused(data):
     with pytest.raises(ValueError, match="cutoff"):
         predict(linear()._replace(cutoff=9.0), good, data)
     with pytest.raises(ValueError, match="same frames"):
-        errors(predict(linear(), good, data), data[:2])
+        prediction_errors(predict(linear(), good, data), data[:2])
 
 
 def labelled(key_seed, sigma_model, sigma_noise, samples, promised=1.0):

@@ -11,8 +11,8 @@ from bayespot.potentials.potential import Potential
 from bayespot.records.posterior import PosteriorSamples
 from bayespot.records.system import System
 from bayespot.records.trajectory import Trajectory
-from bayespot.simulate import loop
-from bayespot.simulate.ensemble import Ensemble
+from bayespot.simulation import loop
+from bayespot.simulation.ensemble import Ensemble
 from bayespot.tree import take
 from bayespot.typing import Key, Params
 from bayespot.units import ps

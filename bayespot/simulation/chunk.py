@@ -13,7 +13,7 @@ from bayespot.batching import over_batches
 from bayespot.potentials.neighbor_list import NeighborList
 from bayespot.potentials.potential import Potential, energy_forces_stress, forces
 from bayespot.records.system import System
-from bayespot.simulate.ensemble import Ensemble, kinetic_temperature
+from bayespot.simulation.ensemble import Ensemble, kinetic_temperature
 from bayespot.tree import record, replace, take
 from bayespot.typing import Array, Float, Int, Key, PyTree
 

@@ -12,9 +12,9 @@ from bayespot.potentials.potential import energy_forces_stress
 from bayespot.records.neighbors import neighbors
 from bayespot.records.posterior import PosteriorSamples
 from bayespot.records.system import from_ase, system
-from bayespot.simulate import loop
-from bayespot.simulate.ensemble import nve, nvt_langevin
-from bayespot.simulate.simulate import propagate, simulate
+from bayespot.simulation import loop
+from bayespot.simulation.ensemble import nve, nvt_langevin
+from bayespot.simulation.simulate import propagate, simulate
 from bayespot.tree import replace, take
 
 FS = units.fs
@@ -91,7 +91,7 @@ def test_one_run_is_the_first_of_many(runs):
 
 
 def test_runs_are_independent_and_repeatable(runs):
-    # Correlation of two independent sets of 96 velocities: standard deviation 1/sqrt(96) = 0.10; the bound is 5 of them.
+    # Correlation of two independent sets of 96 velocities: standard deviation 1/sqrt(96) = 0.10; the bound is 5.
     velocity = np.asarray(runs.frames.velocity)[:, :, 0].reshape(6, -1)
     assert np.abs(np.corrcoef(velocity) - np.eye(6)).max() < 0.5
     again = propagate(jax.random.key(3), POTENTIAL, posterior(), argon(), ENSEMBLE, replicas=2, batch_size=1, **OPTIONS)
@@ -164,14 +164,8 @@ def test_a_list_that_was_used_too_long_is_noticed(runs, monkeypatch):
 def test_an_unstable_sample_leaves_the_others_alone(runs):
     # σ = 4.4 Å compresses argon to a repulsion of several eV per atom: it heats far beyond 600 K at once.
     bad = posterior(sigma=(3.3, 4.4, 3.5), epsilon=[0.0104, 10.0, 0.0104])
-    common = {
-        "key": jax.random.key(3),
-        "potential": POTENTIAL,
-        "samples": bad,
-        "start": argon(),
-        "ensemble": ENSEMBLE,
-        "replicas": 2,
-    }
+    common = {"key": jax.random.key(3), "potential": POTENTIAL, "samples": bad, "start": argon(), "replicas": 2}
+    common["ensemble"] = ENSEMBLE
     for size in (1, 6):
         result = propagate(**common, batch_size=size, throw=False, **OPTIONS)
         assert (result.status == [[0, 0], [Status.UNSTABLE] * 2, [0, 0]]).all()
@@ -214,8 +208,8 @@ def test_resumes_bit_for_bit(runs, tmp_path, monkeypatch, interrupted_after):
 
     opened = loop.open_checkpoint
     monkeypatch.setattr(loop, "open_checkpoint", lambda folder, mark: opened(folder, mark, seconds_between=0.0))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "_repaired", interrupted)
+    monkeypatch.setattr(loop, "_repaired", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         propagate(*arguments, checkpoint=tmp_path, **options)
     calls.clear()
     monkeypatch.setattr(loop, "_repaired", lambda *args: (calls.append(1), original(*args))[1])

@@ -16,8 +16,8 @@ from bayespot.potentials.neighbor_list import larger, neighbor_list
 from bayespot.potentials.potential import Potential
 from bayespot.records.system import System
 from bayespot.records.trajectory import Frame, Trajectory
-from bayespot.simulate.chunk import Run, chunk, starter
-from bayespot.simulate.ensemble import Ensemble
+from bayespot.simulation.chunk import Run, chunk, starter
+from bayespot.simulation.ensemble import Ensemble
 from bayespot.tree import length, replace
 from bayespot.typing import Key, Params, PyTree
 
@@ -150,7 +150,7 @@ def _begin(key, potential, params, start, ensemble, plan: Plan, neighbors) -> Ru
 
 def _compiled(potential, start, ensemble, plan: Plan, limits: dict):
     """The jitted chunk for these capacities."""
-    capacity = tuple(int(c) for c in limits["capacity"])
+    capacity = (int(limits["capacity"][0]), int(limits["capacity"][1]))
     neighbors = neighbor_list(start, potential.cutoff, plan.skin, capacity)
     frames = min(plan.chunk, plan.steps) // plan.every
     function = chunk(
@@ -177,7 +177,7 @@ def _repaired(advance, arguments: tuple, limits: dict, compiled):
         new, part, check = advance(*arguments, np.float32(limits["lookahead"]))
         needed = np.asarray(check.needed).max(0)
         if (needed > limits["capacity"]).any():
-            limits = limits | {"capacity": np.asarray(larger(tuple(limits["capacity"].tolist()), needed))}
+            limits = limits | {"capacity": np.asarray(larger(limits["capacity"].tolist(), needed))}
             advance = compiled(limits)
         elif np.asarray(check.late).any():
             limits = limits | {"lookahead": 2 * limits["lookahead"]}
