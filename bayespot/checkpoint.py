@@ -20,12 +20,14 @@ class Checkpoint(NamedTuple):
         save: ``(step, states, host) → None``; ``states`` may hold any record, ``host`` only dictionaries, lists and
             arrays.
         save_when_due: the same, but at most every ``seconds_between``.
+        folder: that holds them.
         latest: ``like → (step, states, host) or None``; ``like`` has the structure and shapes of ``states``.
     """
 
     save: Callable[[int, PyTree, PyTree], None]
     save_when_due: Callable[[int, PyTree, PyTree], None]
     latest: Callable[[PyTree], tuple[int, PyTree, PyTree] | None]
+    folder: Path
 
 
 def fingerprint(key: Key, arrays: PyTree, facts) -> str:
@@ -77,4 +79,4 @@ def checkpoint(folder: str | Path, mark: str, seconds_between: float = 30.0) -> 
         found = manager.restore(step, args=arguments)
         return step, found["states"], found["host"]
 
-    return Checkpoint(save, save_when_due, latest)
+    return Checkpoint(save, save_when_due, latest, path)

@@ -54,7 +54,7 @@ def plot_interval(interval: Interval, truth=None, ax: Axes | None = None) -> Axe
         raise ValueError(f"plot_interval draws scalars and curves. Got the shape {mean.shape}; plot one component.")
     band = f"{interval.level:.0%} credible interval"
     if mean.ndim == 0:
-        ends = [[max(mean - lower, 0.0)], [max(upper - mean, 0.0)]]
+        ends = np.array([[max(mean - lower, 0.0)], [max(upper - mean, 0.0)]])
         ax.errorbar([0], [mean], ends, fmt="o", color=BLUE, capsize=6, lw=1.6, label=band)
         ax.errorbar([0], [mean], [noise], fmt="none", ecolor=ORANGE, elinewidth=5, alpha=0.7, label="± std_sampling")
         if truth is not None:

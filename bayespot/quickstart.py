@@ -24,6 +24,7 @@ class Settings(NamedTuple):
     frames: int = 30
     energy_noise: float = 0.005
     force_noise: float = 0.2
+    stress_noise: float = 0.001
     members: int = 8
     ensemble_steps: int = 1500
     chains: int = 4
@@ -85,7 +86,7 @@ def teacher_material(key: Key, s: Settings, progress: bool) -> Material:
     train, validation, test = bp.split(jax.random.fold_in(key, 100), data, (0.5, 0.125, 0.375))
 
     def noisy(n, part):
-        return bp.add_noise(jax.random.fold_in(key, n), part, energy=s.energy_noise, forces=s.force_noise)
+        return bp.add_noise(jax.random.fold_in(key, n), part, energy=s.energy_noise, forces=s.force_noise, stress=s.stress_noise)
 
     return Material(noisy(101, train), noisy(102, validation), noisy(103, test), systems[-1], teacher)
 
@@ -157,23 +158,14 @@ def run_lengths(s: Settings) -> dict[str, int]:
     }
 
 
-def simulations(key: Key, potential, samples, start: bp.System, s: Settings, progress: bool) -> bp.Trajectory:
-    """Molecular dynamics with every posterior sample, at a temperature at which there were no training data."""
-    ensemble = bp.nvt_langevin(kT=s.temperature * units.kB, dt=s.time_step * units.ps)
-    return bp.propagate(
-        key, potential, samples, start, ensemble, replicas=s.replicas, throw=False, progress=progress, **run_lengths(s)
-    )
-
-
-def truth(key: Key, material: Material, s: Settings, measured: dict, progress: bool) -> dict[str, np.ndarray]:
+def truth(key: Key, material: Material, thermostat: bp.Ensemble, s: Settings, measured: dict, progress: bool) -> dict[str, np.ndarray]:
     """The teacher's own values, from longer runs than those of the samples."""
     params = material.teacher.init(key)
     many = jax.tree.map(lambda x: jnp.broadcast_to(x, (s.truth_runs, *jnp.shape(x))), params)
     teachers = bp.as_samples(many, material.teacher.spec)
-    ensemble = bp.nvt_langevin(kT=s.temperature * units.kB, dt=s.time_step * units.ps)
     lengths = run_lengths(s)
     lengths["steps"] *= max(1, round(s.truth / s.run / s.truth_runs))
-    runs = bp.propagate(key, material.teacher, teachers, material.start, ensemble, progress=progress, **lengths)
+    runs = bp.propagate(key, material.teacher, teachers, material.start, thermostat, progress=progress, **lengths)
     return {name: np.asarray(bp.observe(o, runs).value.mean((0, 1))) for name, o in measured.items()}
 
 
@@ -195,21 +187,25 @@ def quickstart(
     keys = jax.random.split(key, 8)
     if data is None:
         material = teacher_material(keys[0], s, progress)
-        noise = bp.Noise(energy=s.energy_noise, forces=s.force_noise)
+        noise = bp.Noise(energy=s.energy_noise, forces=s.force_noise, stress=s.stress_noise)
     else:
         material = file_material(keys[0], s, data, test)
-        noise = bp.Noise(energy=0.001, forces=0.1)
+        noise = bp.Noise(energy=0.001, forces=0.1, stress=0.002)
     potential = model(material, s)
     target = bp.force_matching(potential, material.train, bp.scaled_normal(1.0), noise)
     samples = {"deep ensemble": ensemble_posterior(keys[1], target, material, s, progress)}
     samples["pSGLD"] = sgld_posterior(keys[2], target, samples["deep ensemble"], material, s, progress)
     measured = observables(s)
-    true = truth(keys[3], material, s, measured, progress) if material.teacher else None
+    thermostat = bp.nvt_langevin(kT=s.temperature * units.kB, dt=s.time_step * units.ps)
+    true = truth(keys[3], material, thermostat, s, measured, progress) if material.teacher else None
     found = {}
     for n, (name, drawn) in enumerate(samples.items()):
         good = bp.healthy(drawn)
         prediction = bp.predict(potential, good, material.test)
-        runs = simulations(keys[4 + n], potential, good, material.start, s, progress)
+        runs = bp.propagate(
+            keys[4 + n], potential, good, material.start, thermostat,
+            replicas=s.replicas, throw=False, progress=progress, **run_lengths(s),
+        )  # fmt: skip
         observed = {name: bp.observe(o, runs, samples=good) for name, o in measured.items()}
         intervals = {name: bp.interval(o, level=0.95, failed="drop") for name, o in observed.items()}
         found[name] = Posterior(good, prediction, observed, intervals, float((np.asarray(runs.status) == 0).mean()))

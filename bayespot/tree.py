@@ -1,12 +1,15 @@
 """Records (frozen dataclasses that are pytrees) and the few tree operations that every floor needs."""
 
 import dataclasses
+from collections.abc import Iterable
+from functools import reduce
+from operator import add
 from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 
-from bayespot.typing import Key, PyTree
+from bayespot.typing import Array, Key, PyTree
 
 
 def _set(self: object, names: tuple[str, ...], values) -> None:
@@ -22,9 +25,11 @@ def record(cls: type | None = None, *, static: tuple[str, ...] = ()) -> Any:
     ``__init__``, so that trees of anything (``None``, axes, shapes) can take the record's form; records therefore
     hold no validation, checking constructors are functions.
     """
-    if cls is None:
-        return lambda c: record(c, static=static)
-    cls = dataclasses.dataclass(frozen=True, repr=cls.__repr__ is object.__repr__, eq=False)(cls)
+    return _registered(cls, static) if cls is not None else lambda c: _registered(c, static)
+
+
+def _registered(plain: type, static: tuple[str, ...]) -> type:
+    cls = dataclasses.dataclass(frozen=True, repr=plain.__repr__ is object.__repr__, eq=False)(plain)
     fields = tuple(f.name for f in dataclasses.fields(cls))
     data, meta = tuple(f for f in fields if f not in static), tuple(static)
 
@@ -71,6 +76,11 @@ def stack(trees) -> PyTree:
 def concatenate(trees) -> PyTree:
     """Concatenate trees along the leading axis."""
     return jax.tree.map(lambda *xs: jnp.concatenate(xs), *trees)
+
+
+def total(terms: Iterable[Array]) -> Array:
+    """Sum of arrays, at least one."""
+    return reduce(add, terms)
 
 
 def length(tree: PyTree) -> int:

@@ -7,9 +7,14 @@ flattened minibatch, ``T`` trajectory frames, ``S`` posterior samples, ``R`` rep
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Array, Bool, Float, Int, Key as _Key, PyTree
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, Key as _Key, PyTree
 
-Key = _Key[Array, ""]
+Array = jax.Array | np.ndarray
+"""An array on a device, or (results of long work) in the memory of the host."""
+
+Key = _Key[jax.Array, ""]
 """One typed random key, made by ``jax.random.key``."""
 
 Params = PyTree

@@ -147,9 +147,9 @@ def _checked(steps, burn_in, thin, batch_size, frames) -> tuple[int, int]:
 
 
 def _plan(steps: int, burn_in: int, thin: int) -> Plan:
-    """Draws end a segment, and in between a segment is at most a hundredth of the run, so that progress is seen."""
+    """Draws end a segment, and in between a segment is about a hundredth of the run, so that progress is seen."""
     draws = frozenset(range(burn_in + thin, steps + 1, thin))
-    chunk = max(1, min(1000, -(-steps // 100)))
+    chunk = min(1000, max(25, -(-steps // 100)))
     ends = tuple(sorted(draws | set(range(chunk, steps, chunk)) | ({burn_in} if burn_in else set()) | {steps}))
     longest = max(b - a for a, b in zip((0, *ends), ends, strict=False))
     return Plan(ends, draws, longest)

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bayespot.typing import Params
+from bayespot.typing import Array, Params
 
 
 class Preconditioner(NamedTuple):
     """Functions ``init: params → state``, ``update: (state, gradient, step) → state``, ``diagonal: state → G``."""
 
     init: Callable[[Params], Any]
-    update: Callable[[Any, Params, jax.Array], Any]
+    update: Callable[[Any, Params, Array], Any]
     diagonal: Callable[[Any], Params]
 
 

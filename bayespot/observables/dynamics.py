@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from bayespot import units
 from bayespot.observables.observable import Observable, Weights, sound
@@ -71,7 +72,7 @@ def msd(duration: float, every: float, species: int | None = None) -> Observable
 
 
 def _require_equal(weights, name: str) -> None:
-    if isinstance(weights, jax.core.Tracer) or not np.allclose(weights, np.mean(weights), rtol=1e-6, atol=0):
+    if isinstance(weights, Tracer) or not np.allclose(weights, np.mean(weights), rtol=1e-6, atol=0):
         raise ValueError(
             f"{name} is a property of the dynamics, which reweighting of frames cannot treat: the weights must be "
             "equal and known before tracing. Simulate with the potential in question instead."

@@ -37,7 +37,8 @@ def translations(boxes: np.ndarray, radius: float) -> tuple[tuple[int, int, int]
     """
     boxes = np.unique(np.asarray(boxes, np.float64).reshape(-1, 3, 3), axis=0)
     reach = np.floor(radius / heights(boxes).min(axis=0) + 0.5).astype(int)
-    candidates = [n for n in product(*(range(-k, k + 1) for k in reach)) if any(n)]
+    a, b, c = (range(-k, k + 1) for k in reach)
+    candidates = [n for n in product(a, b, c) if any(n)]
     # Many different boxes (constant pressure): testing each is slow, the bounding range is right for all of them.
     if len(boxes) <= 4:
         candidates = [n for n in candidates if any(_nearest(box, n) <= radius for box in boxes)]

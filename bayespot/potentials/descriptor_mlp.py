@@ -24,6 +24,7 @@ from bayespot.records.dataset import Dataset
 from bayespot.records.neighbors import Neighbors, displacements
 from bayespot.records.statistics import force_scale, reference_energies
 from bayespot.records.system import System
+from bayespot.tree import total
 from bayespot.typing import Array, Float, Key, Params
 
 # Independent components of the symmetric tensors of rank 0 to 3 made of one vector, in this order everywhere, and how
@@ -50,7 +51,7 @@ def radial_basis(r: Float[Array, "*n"], cutoff: float, channels: int) -> Float[A
     return jnp.stack(rows)
 
 
-def moments(vectors: Float[Array, "N K 3"], radial: Float[Array, "C N K"]) -> list[Float[Array, "C m N"]]:
+def moments(vectors: Float[Array, "N K 3"], radial: Float[Array, "C N K"]) -> list[Float[jax.Array, "C m N"]]:
     """Moment tensors of rank 0 to 3 of every atom, as their independent components."""
     x, y, z = jnp.moveaxis(vectors, -1, 0)
     norm = jax.lax.rsqrt(x * x + y * y + z * z)
@@ -61,7 +62,7 @@ def moments(vectors: Float[Array, "N K 3"], radial: Float[Array, "C N K"]) -> li
     return jnp.split(jnp.einsum("cnk,mnk->cmn", radial, angular), _SPLIT, axis=1)
 
 
-def invariants(moment: list[Float[Array, "C m N"]]) -> Float[Array, "N D"]:
+def invariants(moment: list[Float[jax.Array, "C m N"]]) -> Float[Array, "N D"]:
     """Rotation invariants: rank 0; all pairs of channels for ranks 1 to 3; three third-order products per channel."""
     first, second = np.triu_indices(moment[0].shape[0])
     out = [moment[0][:, 0]]
@@ -75,11 +76,11 @@ def invariants(moment: list[Float[Array, "C m N"]]) -> Float[Array, "N D"]:
 
     matrix = {(a, b): component(a, b) for a in "xyz" for b in "xyz"}
     vector = {a: component(a) for a in "xyz"}
-    squared = {(a, b): sum(matrix[a, c] * matrix[c, b] for c in "xyz") for a, b in matrix}
-    turned = {(a, b): sum(component(a, b, c) * vector[c] for c in "xyz") for a, b in matrix}
-    out.append(sum(squared[ab] * matrix[ab] for ab in matrix))
-    out.append(sum(vector[a] * matrix[a, b] * vector[b] for a, b in matrix))
-    out.append(sum(turned[ab] * matrix[ab] for ab in matrix))
+    squared = {(a, b): total(matrix[a, c] * matrix[c, b] for c in "xyz") for a, b in matrix}
+    turned = {(a, b): total(component(a, b, c) * vector[c] for c in "xyz") for a, b in matrix}
+    out.append(total(squared[ab] * matrix[ab] for ab in matrix))
+    out.append(total(vector[a] * matrix[a, b] * vector[b] for a, b in matrix))
+    out.append(total(turned[ab] * matrix[ab] for ab in matrix))
     return jnp.concatenate(out).T
 
 
@@ -182,7 +183,7 @@ def _statistics(data: Dataset, cutoff: float, channels: int) -> tuple[np.ndarray
     """Mean and standard deviation of the invariants over the atoms of the data."""
     mixing = jnp.asarray(species_mixing(data.species, channels)) if len(data.species) > 1 else None
 
-    def frame(pair):
+    def frame(pair: tuple[System, Neighbors]):
         return features(*pair, data.species, mixing, cutoff, channels)
 
     values = jax.jit(lambda pairs: jax.lax.map(frame, pairs))((data.system, data.neighbors))
@@ -216,7 +217,14 @@ def from_constants(species, cutoff, channels, hidden, mean, std, shift, scale) -
         "shift": {str(z): e for z, e in shifts.items()},
         "scale": float(scale),
     }
-    module = DescriptorMLP(species, cutoff, channels, tuple(hidden), tuple(spec["mean"]), tuple(spec["std"]))
+    module = DescriptorMLP(
+        species=species,
+        cutoff=cutoff,
+        channels=channels,
+        hidden=tuple(hidden),
+        mean=tuple(spec["mean"]),
+        std=tuple(spec["std"]),
+    )
     offsets = np.array([shifts[z] for z in species])
 
     def init(key: Key) -> Params:

@@ -11,6 +11,7 @@ arXiv:2003.03123 (bases: eqs. 6–8).
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -265,7 +266,7 @@ def dimenet(
     species = tuple(sorted({int(z) for z in species}))
     if not species or species[0] < 1 or species[-1] > 118:
         raise ValueError(f"species must be atomic numbers from 1 to 118, at least one. Got {list(species)}.")
-    sizes = {"width": width, "radial": radial, "species_width": species_width, "angle_width": angle_width}
+    sizes: dict[str, Any] = {"width": width, "radial": radial, "species_width": species_width, "angle_width": angle_width}
     sizes |= {"basis_width": basis_width, "output_width": output_width, "power": power, "angular": angular}
     sizes |= {"blocks": blocks, "output_layers": output_layers}
     least = {"angular": 2, "blocks": 0, "output_layers": 0}
@@ -282,6 +283,7 @@ def dimenet(
         return module.init(key, dimer, pair)["params"]
 
     def atom_energies(params: Params, system: System, neighbors: Neighbors) -> Float[Array, " N"]:
-        return mask_atoms(module.apply({"params": params}, system, neighbors), system.species, species)
+        energies = jnp.asarray(module.apply({"params": params}, system, neighbors))
+        return mask_atoms(energies, system.species, species)
 
     return Potential(init, atom_energies, float(cutoff), species, spec)

@@ -19,7 +19,7 @@ import numpy as np
 from bayespot.records.dataset import Dataset
 from bayespot.records.neighbors import Neighbors
 from bayespot.records.system import System, volume
-from bayespot.tree import replace
+from bayespot.tree import replace, total
 from bayespot.typing import Array, Float, Key, Params, Spec
 
 
@@ -110,8 +110,8 @@ def add(*parts: Potential) -> Potential:
         keys = jax.random.split(key, len(parts))
         return {str(n): part.init(k) for n, (part, k) in enumerate(zip(parts, keys, strict=True))}
 
-    def atom_energies(params: Params, system: System, neighbors: Neighbors):
-        return sum(part.atom_energies(params[str(n)], system, neighbors) for n, part in enumerate(parts))
+    def atom_energies(params: Params, system: System, neighbors: Neighbors) -> Float[Array, " N"]:
+        return total(part.atom_energies(params[str(n)], system, neighbors) for n, part in enumerate(parts))
 
     spec = {"name": "add", "parts": [part.spec for part in parts]}
     return Potential(init, atom_energies, max(p.cutoff for p in parts), species, spec)

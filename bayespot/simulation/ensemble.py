@@ -171,7 +171,7 @@ def _start(key: Key, system: System, kT: float) -> tuple[Array, Array]:
     return mass, momenta(key, mass, kT)
 
 
-def _shift(position: Array, change: Array, **_) -> Array:
+def _shift(position: jax.Array, change: jax.Array, **_) -> jax.Array:
     """Free space: positions are not wrapped."""
     return position + change
 

@@ -1,6 +1,7 @@
 """The host loop of simulations: chunks, repair of neighbour lists, checkpoints, progress."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,14 +112,14 @@ def run(
     ) as bar:
         for number, piece in enumerate(pieces):
             first, count, every = piece
-            if number < done:
-                part = _load(checkpoint, number)
+            if store and number < done:
+                part = _load(store.folder, number)
             else:
                 arguments = (runs, params, start, *(np.int32(x) for x in piece))
                 runs, part, limits, advance = _repaired(advance, arguments, limits, compiled)
                 part = {name: np.asarray(x[:, :count]) for name, x in part.items()}
                 if store:
-                    _save(checkpoint, number, part)
+                    _save(store.folder, number, part)
                     save = store.save if number + 1 == len(pieces) else store.save_when_due
                     save(number + 1, runs, limits)
             recorded += [part] if first >= plan.equilibration else []
@@ -148,15 +149,24 @@ def _begin(key, potential, params, start, ensemble, plan: Plan, neighbors) -> Ru
     return jax.jit(starter(potential, ensemble, neighbors, plan.batch_size))(key, runs, params, start)
 
 
-def _compiled(potential, start, ensemble, plan: Plan, limits: dict):
+def _compiled(potential: Potential, start: System, ensemble: Ensemble, plan: Plan, limits: dict) -> Callable:
     """The jitted chunk for these capacities."""
     capacity = (int(limits["capacity"][0]), int(limits["capacity"][1]))
-    neighbors = neighbor_list(start, potential.cutoff, plan.skin, capacity)
     frames = min(plan.chunk, plan.steps) // plan.every
-    function = chunk(
-        potential, ensemble, neighbors, skin=plan.skin, max_kT=plan.max_kT, frames=frames, batch_size=plan.batch_size
+    box = tuple(map(tuple, np.asarray(start.box).tolist()))
+    facts = (len(start.species), box, plan.skin, capacity, plan.max_kT, frames, plan.batch_size)
+    return _program(potential.atom_energies, potential.cutoff, ensemble._replace(spec=()), *facts)
+
+
+@lru_cache(maxsize=8)
+def _program(atom_energies, cutoff, ensemble, atoms, box, skin, capacity, max_kT, frames, batch_size) -> Callable:
+    """The same program for the same facts, so that a second call with this potential does not compile again."""
+    potential = Potential(lambda key: {}, atom_energies, cutoff, (), {})
+    shape = System(np.zeros((atoms, 3)), np.ones(atoms, np.int32), np.asarray(box))
+    neighbors = neighbor_list(shape, cutoff, skin, capacity)
+    return jax.jit(
+        chunk(potential, ensemble, neighbors, skin=skin, max_kT=max_kT, frames=frames, batch_size=batch_size)
     )
-    return jax.jit(function)
 
 
 def _pieces(plan: Plan) -> list[tuple[int, int, int]]:

@@ -21,7 +21,7 @@ from bayespot.inference.target import Target
 from bayespot.potentials.potential import Potential, check_compatible
 from bayespot.records.dataset import Dataset, flatten, largest_total
 from bayespot.records.system import volume
-from bayespot.tree import replace
+from bayespot.tree import replace, total
 from bayespot.typing import Array, Float, Key, Params, Scalar
 
 _SIX = np.triu_indices(3)
@@ -82,33 +82,34 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
         terms = [z - jnp.exp(z) / scales[label] for label, z in params["noise"].items()]
         return sum(terms, jnp.zeros(()))
 
-    def log_likelihood(params: Params, batch: Dataset) -> Scalar:
+    def errors(params: Params, batch: Dataset, counts) -> dict[str, tuple[Array, Array]]:
+        """Prediction minus label, and its mask, for every label in use."""
+        found = residuals(potential, params["potential"], batch, counts, "stress" in scales)
+        real = (batch.system.species > 0)[..., None] & batch.has_forces[:, None, None]
+        masks = {"energy": batch.has_energy, "forces": real, "stress": batch.has_stress[:, None]}
+        return {label: (found[label], masks[label]) for label in scales}
+
+    def log_likelihood(params: Params, found: dict) -> Scalar:
         def score(label, error, mask):
             return jnp.where(mask, _log_error(error, sigma(params, label), noise.dof), 0.0).sum()
 
-        errors = residuals(potential, params["potential"], batch, counts, "stress" in scales)
-        real = (batch.system.species > 0)[..., None] & batch.has_forces[:, None, None]
-        masks = {"energy": batch.has_energy, "forces": real, "stress": batch.has_stress[:, None]}
-        return sum(score(label, errors[label], masks[label]) for label in scales)
+        return total(score(label, *pair) for label, pair in found.items())
 
     def value_and_grad(key: Key, params: Params, state, batch: Dataset):
-        def value(params):
+        def log_density(params):
             frames = batch.energy.shape[0]
             prior_part = prior(params["potential"]) + log_scale_prior(params)
-            return log_likelihood(params, batch) / frames + prior_part / size
+            return log_likelihood(params, errors(params, batch, counts)) / frames + prior_part / size
 
-        value, gradient = jax.value_and_grad(value)(params)
+        value, gradient = jax.value_and_grad(log_density)(params)
         return value, gradient, state, {}
 
     def metrics(params: Params, batch: Dataset) -> dict[str, Scalar]:
-        errors = residuals(potential, params["potential"], batch, None, "stress" in scales)
-        real = (batch.system.species > 0)[..., None] & batch.has_forces[:, None, None]
-        out = {"log_likelihood": log_likelihood(params, batch) / batch.energy.shape[0]}
-        for label, mask in {"energy": batch.has_energy, "forces": real, "stress": batch.has_stress[:, None]}.items():
-            if label in scales:
-                error = jnp.where(mask, errors[label], 0.0)
-                number = jnp.broadcast_to(mask, error.shape).sum()
-                out[f"{label}_rmse"] = jnp.sqrt((error**2).sum() / jnp.maximum(number, 1))
+        found = errors(params, batch, None)
+        out = {"log_likelihood": log_likelihood(params, found) / batch.energy.shape[0]}
+        for label, (error, mask) in found.items():
+            number = jnp.broadcast_to(mask, error.shape).sum()
+            out[f"{label}_rmse"] = jnp.sqrt(jnp.where(mask, error**2, 0.0).sum() / jnp.maximum(number, 1))
         return out
 
     return Target(initial, lambda key, params: (), value_and_grad, metrics, size, potential.spec)
@@ -175,7 +176,7 @@ def _flat_residuals(potential, params, batch: Dataset, capacity: int, with_stres
     graph = flatten(batch, capacity)
     of_structure = jnp.minimum(graph.structure, frames - 1)
 
-    def total(position, strain):
+    def summed(position, strain):
         system = replace(graph.system, position=position)
         if with_stress:
             symmetric = 0.5 * (strain + strain.swapaxes(1, 2))[of_structure]
@@ -188,7 +189,7 @@ def _flat_residuals(potential, params, batch: Dataset, capacity: int, with_stres
         return energies.sum(), energies
 
     position, strain = graph.system.position, jnp.zeros((frames, 3, 3), graph.system.position.dtype)
-    (gradient, virial), energies = jax.grad(total, argnums=(0, 1), has_aux=True)(position, strain)
+    (gradient, virial), energies = jax.grad(summed, argnums=(0, 1), has_aux=True)(position, strain)
     number = (batch.system.species > 0).sum(1)
     energy = jax.ops.segment_sum(energies, graph.structure, frames)
     forces = jnp.zeros((frames * atoms, 3), gradient.dtype).at[graph.atom].set(-gradient, mode="drop")

@@ -7,6 +7,8 @@ r"""Posterior predictive energies, forces and stresses of configurations, and th
 The first spread is what more data would remove; the second is the scatter of the labels that the samples infer.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -18,7 +20,7 @@ from bayespot.errors import FailedSamples, Status, listed
 from bayespot.potentials.potential import Potential, check_compatible, energy_forces_stress
 from bayespot.records.dataset import Dataset
 from bayespot.records.posterior import PosteriorSamples, weights
-from bayespot.tree import record
+from bayespot.tree import concatenate, length, record, take
 from bayespot.typing import Array, Float
 
 QUANTITIES = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
@@ -92,18 +94,29 @@ def predict(
 
 
 def _members(params, data: Dataset, *, potential: Potential, batch_size: int):
-    frames = len(data)
-    at_once = min(FRAMES_AT_ONCE, frames)
-    single = energy_forces_stress(potential)
+    """Energies ``(S, M)``, forces ``(S, M, N, 3)`` and stresses ``(S, M, 3, 3)``, some samples at a time."""
+    at_once, number = batch_size * jax.device_count(), length(params)
+    evaluate = _evaluator(potential.atom_energies, batch_size, min(FRAMES_AT_ONCE, len(data)))
+    parts = []
+    for first in range(0, number, at_once):
+        index = np.minimum(np.arange(first, first + at_once), number - 1)
+        found = evaluate(take(params, index), data.system, data.neighbors)
+        parts.append(take(found, slice(0, number - first)))
+    return concatenate(parts)
 
-    @jax.jit
+
+@lru_cache(maxsize=8)
+def _evaluator(atom_energies: Callable, batch_size: int, frames_at_once: int) -> Callable:
+    """Compiled energies, forces and stresses of stacked parameters; the same for any number of samples."""
+    single = energy_forces_stress(Potential(lambda key: {}, atom_energies, 0.0, (), {}))
+
+    def sample(params, system, neighbors):
+        return jax.lax.map(lambda frame: single(params, *frame), (system, neighbors), batch_size=frames_at_once)
+
     def evaluate(params, system, neighbors):
-        def sample(params, system, neighbors):
-            return jax.lax.map(lambda frame: single(params, *frame), (system, neighbors), batch_size=at_once)
-
         return over_batches(jax.vmap(sample, in_axes=(0, None, None)), params, system, neighbors, batch_size=batch_size)
 
-    return evaluate(params, data.system, data.neighbors)
+    return jax.jit(evaluate)
 
 
 def _moments(members: Float[Array, "S *shape"], weight: Float[Array, "S"]):
