@@ -32,6 +32,7 @@ _NAMES = {
     "inference.optimise": "optimise",
     "inference.sgld": "sgld",
     "inference.infer": "infer",
+    "inference.minibatches": "bootstrap",
     "inference.diagnostics": "rhat ess",
     "records.posterior": "PosteriorSamples as_samples weights healthy concatenate to_arviz",
     "records.trajectory": "Frame Trajectory",

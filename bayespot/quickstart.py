@@ -1,7 +1,7 @@
 """The whole road on one example: data, two posteriors, simulations, credible intervals, figures.
 
-Without files, a *teacher* makes the data: Stillinger–Weber silicon, whose observables are known, so that the intervals can
-be checked against the truth. With files, held-out errors and calibration take the place of the truth.
+Without files, a *teacher* makes the data: Stillinger–Weber silicon, whose observables are known, so that the intervals
+can be checked against the truth. With files, held-out errors and calibration take the place of the truth.
 """
 
 from typing import NamedTuple
@@ -20,6 +20,7 @@ class Settings(NamedTuple):
     """Sizes of the quickstart; energies in eV, lengths in Å, times in ps, temperatures in K."""
 
     cutoff: float = 5.0
+    cells: int = 2
     teacher_temperatures: tuple[float, ...] = (300.0, 1200.0)
     frames: int = 30
     energy_noise: float = 0.005
@@ -35,9 +36,9 @@ class Settings(NamedTuple):
     time_step: float = 0.002
     run: float = 8.0
     equilibration: float = 1.0
-    replicas: int = 2
+    runs: int = 16
     every: int = 25
-    truth: float = 80.0
+    truth: float = 64.0
     truth_runs: int = 2
     first_step: float = 2e-4
     last_step: float = 5e-5
@@ -48,6 +49,7 @@ class Settings(NamedTuple):
         return round(self.run / self.time_step / self.every)
 
 
+FULL = Settings()
 FAST = Settings(
     frames=16, members=8, ensemble_steps=250, draws=2, burn_in=150, thin=75, run=1.0, equilibration=0.4, truth=4.0
 )
@@ -63,16 +65,16 @@ class Material(NamedTuple):
     teacher: bp.Potential | None
 
 
-def silicon() -> bp.System:
-    """64 atoms of perfect diamond-cubic silicon."""
+def silicon(cells: int) -> bp.System:
+    """Perfect diamond-cubic silicon, so many cubic cells of 8 atoms along each edge."""
     from ase.build import bulk
 
-    return bp.from_ase(bulk("Si", "diamond", a=5.431, cubic=True) * (2, 2, 2))
+    return bp.from_ase(bulk("Si", "diamond", a=5.431, cubic=True) * (cells, cells, cells))
 
 
 def teacher_material(key: Key, s: Settings, progress: bool) -> Material:
-    """Frames of Stillinger–Weber silicon at several temperatures, with Gaussian label noise on all but the test frames."""
-    teacher, crystal = bp.stillinger_weber(14), silicon()
+    """Frames of Stillinger–Weber silicon at two temperatures; all labels carry Gaussian noise of known size."""
+    teacher, crystal = bp.stillinger_weber(14), silicon(s.cells)
     params = teacher.init(key)
     systems = []
     for n, kelvin in enumerate(s.teacher_temperatures):
@@ -86,7 +88,8 @@ def teacher_material(key: Key, s: Settings, progress: bool) -> Material:
     train, validation, test = bp.split(jax.random.fold_in(key, 100), data, (0.5, 0.125, 0.375))
 
     def noisy(n, part):
-        return bp.add_noise(jax.random.fold_in(key, n), part, energy=s.energy_noise, forces=s.force_noise, stress=s.stress_noise)
+        own = jax.random.fold_in(key, n)
+        return bp.add_noise(own, part, energy=s.energy_noise, forces=s.force_noise, stress=s.stress_noise)
 
     return Material(noisy(101, train), noisy(102, validation), noisy(103, test), systems[-1], teacher)
 
@@ -112,7 +115,7 @@ def model(material: Material, s: Settings) -> bp.Potential:
 
 
 def ensemble_posterior(key: Key, target: bp.Target, material: Material, s: Settings, progress: bool):
-    """A deep ensemble: independent starting points, each trained until its validation score is best."""
+    """A deep ensemble: each member with its own starting point, bootstrap sample, and best validated parameters."""
     optimiser = optax.adam(bp.cosine(3e-3, s.ensemble_steps, warm_up=min(100, s.ensemble_steps // 10)))
     every = max(1, s.ensemble_steps // 40)
     algorithm = bp.optimise(target, optimiser, validation=material.validation, every=every)
@@ -121,6 +124,7 @@ def ensemble_posterior(key: Key, target: bp.Target, material: Material, s: Setti
     return bp.infer(
         jax.random.fold_in(key, 1), algorithm, start, material.train,
         steps=s.ensemble_steps, batch_size=batch, progress=progress,
+        rows=bp.bootstrap(jax.random.fold_in(key, 2), len(material.train), s.members),
     )  # fmt: skip
 
 
@@ -158,7 +162,9 @@ def run_lengths(s: Settings) -> dict[str, int]:
     }
 
 
-def truth(key: Key, material: Material, thermostat: bp.Ensemble, s: Settings, measured: dict, progress: bool) -> dict[str, np.ndarray]:
+def truth(
+    key: Key, material: Material, thermostat: bp.Ensemble, s: Settings, measured: dict, progress: bool
+) -> dict[str, np.ndarray]:
     """The teacher's own values, from longer runs than those of the samples."""
     params = material.teacher.init(key)
     many = jax.tree.map(lambda x: jnp.broadcast_to(x, (s.truth_runs, *jnp.shape(x))), params)
@@ -180,7 +186,11 @@ class Posterior(NamedTuple):
 
 
 def quickstart(
-    seed: int = 0, settings: Settings = Settings(), data: str | None = None, test: str | None = None, progress: bool = True
+    seed: int = 0,
+    settings: Settings = FULL,
+    data: str | None = None,
+    test: str | None = None,
+    progress: bool = True,
 ) -> tuple[Material, dict[str, Posterior], dict[str, np.ndarray] | None]:
     """All of it; returns the material, both posteriors by name, and the teacher's values if there is a teacher."""
     s, key = settings, jax.random.key(seed)
@@ -204,7 +214,7 @@ def quickstart(
         prediction = bp.predict(potential, good, material.test)
         runs = bp.propagate(
             keys[4 + n], potential, good, material.start, thermostat,
-            replicas=s.replicas, throw=False, progress=progress, **run_lengths(s),
+            replicas=max(1, s.runs // len(good)), throw=False, progress=progress, **run_lengths(s),
         )  # fmt: skip
         observed = {name: bp.observe(o, runs, samples=good) for name, o in measured.items()}
         intervals = {name: bp.interval(o, level=0.95, failed="drop") for name, o in observed.items()}

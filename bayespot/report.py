@@ -26,7 +26,7 @@ def coverage(intervals: dict[str, bp.Interval], true: dict[str, np.ndarray]) -> 
 
 
 def convergence(posterior) -> dict[str, float]:
-    """Largest R-hat and smallest bulk ESS over held-out predictions and observables; NaN for fewer than 4 draws a chain."""
+    """Largest R-hat and smallest bulk ESS over held-out predictions and observables; NaN below 4 draws a chain."""
     samples = posterior.samples
     values = {
         "energies": posterior.prediction.members["energy"],
@@ -76,7 +76,9 @@ def text(material, posteriors: dict, true: dict | None) -> str:
         lines += ["", f"== {name}: {len(p.samples)} samples, {p.stable:.0%} of simulations stable"]
         state = convergence(p)
         if np.isfinite(state["rhat"]):
-            lines.append(f"   R-hat ≤ {state['rhat']:.3f}, bulk ESS ≥ {state['ess']:.0f} (held-out energies, observables)")
+            lines.append(
+                f"   R-hat ≤ {state['rhat']:.3f}, bulk ESS ≥ {state['ess']:.0f} (held-out energies, observables)"
+            )
         lines.append(bp.error_table([e for e in bp.prediction_errors(p.prediction, material.test) if e.group == "all"]))
         lines.append(bp.calibration_table([bp.coverage(p.prediction, material.test, q) for q in ("energy", "forces")]))
         scalars = [p.intervals[n] for n in ("energy", "pressure")]

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, Key as _Key, PyTree
+from jaxtyping import Bool, Float, Int, PyTree
+from jaxtyping import Key as _Key
 
 Array = jax.Array | np.ndarray
 """An array on a device, or (results of long work) in the memory of the host."""

@@ -13,6 +13,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.neighborlist import neighbor_list
+
 from bayespot.errors import DataError
 from bayespot.io import read
 from bayespot.records.ase_frames import from_ase_frames

@@ -5,6 +5,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+
 from bayespot.plots import plot_interval, plot_learning, plot_parity, plot_reliability
 from bayespot.records.dataset import dataset
 from bayespot.records.interval import Interval

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from bayespot.tree import all_finite, concatenate, length, noise, record, replace, stack, take
 from bayespot.typing import Array, Float
 

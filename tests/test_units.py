@@ -3,6 +3,7 @@
 import ase.units
 import pytest
 import scipy.constants as si
+
 from bayespot import units
 
 

@@ -1,7 +1,7 @@
 """Convergence of several chains, for quantities that mean something: predictions and observables, not raw weights.
 
-The weights of a network have symmetries (permuted neurons), so chains that agree on every prediction may look hopelessly
-apart in weight space.
+The weights of a network have symmetries (permuted neurons), so chains that agree on every prediction may look
+hopelessly apart in weight space.
 """
 
 import jax.numpy as jnp

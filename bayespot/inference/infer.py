@@ -7,6 +7,7 @@ collects draws, looks for diverged chains and saves a checkpoint. Segments of di
 import json
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ from bayespot.inference.minibatches import minibatches
 from bayespot.inference.target import Batch
 from bayespot.records.posterior import PosteriorSamples
 from bayespot.tree import all_finite, length, take
-from bayespot.typing import Key, Params, PyTree
+from bayespot.typing import Array, Int, Key, Params, PyTree
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
@@ -46,6 +47,7 @@ def infer(
     batch_size: int | None = 8,
     burn_in: int | None = None,
     thin: int | None = None,
+    rows: Int[Array, "C M"] | None = None,
     chains_at_once: int | None = None,
     checkpoint: str | None = None,
     progress: bool = True,
@@ -63,6 +65,7 @@ def infer(
             ``None`` uses all data in every step.
         burn_in: steps before the first draw; default ``steps − thin``.
         thin: steps between draws; default: one draw per chain, at the end (what an optimiser wants).
+        rows: frames that each chain sees, e.g. ``bootstrap(key, len(data), chains)``; default all of them.
         chains_at_once: chains per compiled batch; default 1 on a CPU, all of them on an accelerator.
         checkpoint: folder in which progress is saved; the same call with the same folder goes on where it stopped and
             returns bit-identical samples.
@@ -77,18 +80,19 @@ def infer(
     """
     chains, frames = length(params), length(data)
     burn_in, thin = _checked(steps, burn_in, thin, batch_size, frames)
+    rows = _checked_rows(rows, chains, frames, batch_size)
     plan = _plan(steps, burn_in, thin)
     size = chains_at_once or default_batch_size(chains)
-    segment = _segment(algorithm, size)
+    segment = _segment(algorithm._replace(spec=()), size)
     keys = jax.vmap(lambda c: jax.random.fold_in(key, c))(jnp.arange(chains))
     states = jax.jit(lambda k, p: over_batches(_each(algorithm.init, size), (k, p), batch_size=size))(keys, params)
     run = _Run(states, _Host(np.zeros(chains, np.int32), [], [], {}))
     store = None
     if checkpoint:
         facts = [algorithm.spec, steps, burn_in, thin, batch_size, frames]
-        store = open_checkpoint(checkpoint, fingerprint(key, params, facts), SECONDS_BETWEEN_CHECKPOINTS)
+        store = open_checkpoint(checkpoint, fingerprint(key, (params, rows), facts), SECONDS_BETWEEN_CHECKPOINTS)
     done, run = _resumed(store, run)
-    order = minibatches(key, chains, frames, batch_size)
+    order = minibatches(key, rows, batch_size) if batch_size else lambda first, end, length: None
     with tqdm(total=steps, initial=done, desc="infer", unit="step", disable=not progress) as bar:
         for end in plan.ends:
             if end <= done:
@@ -146,6 +150,20 @@ def _checked(steps, burn_in, thin, batch_size, frames) -> tuple[int, int]:
     return burn_in, thin
 
 
+def _checked_rows(rows, chains: int, frames: int, batch_size: int | None) -> np.ndarray:
+    if rows is None:
+        return np.broadcast_to(np.arange(frames), (chains, frames))
+    rows = np.asarray(rows)
+    if batch_size is None:
+        raise ValueError("rows choose the frames of minibatches. Give a batch_size.")
+    if rows.ndim != 2 or len(rows) != chains or rows.min() < 0 or rows.max() >= frames or rows.shape[1] < batch_size:
+        raise ValueError(
+            f"rows must hold, for each of the {chains} chains, at least batch_size = {batch_size} numbers from 0 to "
+            f"{frames - 1}. Got shape {rows.shape}."
+        )
+    return rows
+
+
 def _plan(steps: int, burn_in: int, thin: int) -> Plan:
     """Draws end a segment, and in between a segment is about a hundredth of the run, so that progress is seen."""
     draws = frozenset(range(burn_in + thin, steps + 1, thin))
@@ -162,9 +180,12 @@ def _each(function: Callable, size: int) -> Callable:
     return lambda trees: jax.tree.map(lambda x: x[None], function(*take(trees, 0)))
 
 
+@lru_cache(maxsize=8)
 def _segment(algorithm: Algorithm, size: int) -> Callable:
-    """Compiled: ``count`` steps of all chains from step ``first`` on; indices are padded to the longest segment."""
+    """Compiled: ``count`` steps of all chains from step ``first`` on; indices are padded to the longest segment.
 
+    The same program for the same algorithm, so that a second call with it does not compile again.
+    """
     one_step = jax.jit(algorithm.step)  # traced once, although it is called for its shapes and in the loop
 
     def chain(key, state, indices, data, first, count):

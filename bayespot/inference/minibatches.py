@@ -9,21 +9,31 @@ import numpy as np
 from bayespot.typing import Key
 
 
-def minibatches(key: Key, chains: int, frames: int, batch_size: int | None) -> Callable:
+def bootstrap(key: Key, frames: int, chains: int) -> jax.Array:
+    """Resampled frame numbers, with replacement, ``(C, M)``: the ``rows`` argument of ``infer`` for a bagged ensemble.
+
+    Members that share all data also share the errors of its labels, so that their spread knows nothing of those. With a
+    bootstrap sample for each member the spread includes them.
+
+    Reference: Efron, Annals of Statistics 7, 1 (1979); Breiman, Machine Learning 24, 123 (1996).
+    """
+    return jax.random.randint(key, (chains, frames), 0, frames)
+
+
+def minibatches(key: Key, rows: np.ndarray, batch_size: int) -> Callable:
     """Frame numbers of the minibatches: ``order(first, end, length) → (C, length, B)`` for steps ``first … end − 1``.
 
-    Every epoch of every chain is a new permutation of the frames; the few that do not fill a minibatch wait for the
-    next epoch. Steps from ``end`` on are zeros. Without a batch size the result is ``None`` (all data).
+    ``rows`` ``(C, M)`` are the frames that each chain may see. Every epoch of every chain is a new permutation of them;
+    the few that do not fill a minibatch wait for the next epoch. Steps from ``end`` on are zeros.
     """
-    if batch_size is None:
-        return lambda first, end, length: None
+    chains, frames = rows.shape
     per_epoch = frames // batch_size
     # fold_in with a tag of its own: the chains' step keys are never used for anything but steps
     seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, 0x6D62))).astype(np.uint32).tolist()
 
     def epoch(chain: int, number: int) -> np.ndarray:
         shuffled = np.random.default_rng([*seed, chain, number]).permutation(frames)
-        return shuffled[: per_epoch * batch_size].reshape(per_epoch, batch_size)
+        return rows[chain][shuffled[: per_epoch * batch_size]].reshape(per_epoch, batch_size)
 
     def order(first: int, end: int, length: int) -> jax.Array:
         epochs = range(first // per_epoch, (end - 1) // per_epoch + 1)

@@ -1,8 +1,8 @@
 r"""Diagonal preconditioners of Langevin samplers.
 
 A preconditioner :math:`G` multiplies the drift and the square of the noise. One that changes with the parameters
-would need a further drift :math:`\sum \partial G / \partial\theta`. It is left out here, as everywhere; instead ``rms`` can be
-frozen after burn-in, when no such term exists.
+would need a further drift :math:`\sum \partial G / \partial\theta`. It is left out here, as everywhere; instead
+``rms`` can be frozen after burn-in, when no such term exists.
 """
 
 from collections.abc import Callable

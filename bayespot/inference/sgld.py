@@ -1,6 +1,7 @@
 r"""Stochastic-gradient Langevin dynamics, plain or preconditioned.
 
-.. math:: \theta \leftarrow \theta + \epsilon_k\, G\, g + \sqrt{2 \epsilon_k\, G\, T / N}\; \xi, \quad \xi \sim \mathcal N(0, 1)
+.. math:: \theta \leftarrow \theta + \epsilon_k\, G\, g + \sqrt{2 \epsilon_k\, G\, T / N}\; \xi, \quad
+          \xi \sim \mathcal N(0, 1)
 
 with :math:`g` the minibatch gradient of the log density per datum; it samples :math:`p(\theta\mid D)^{1/T}`.
 
@@ -12,8 +13,8 @@ with :math:`g` the minibatch gradient of the log density per datum; it samples :
 ======================  ==========================
 
 There is no factor 1/2 on the step, and the gradient is per datum: ε here is N/2 times Welling and Teh's. Minibatch
-noise widens the posterior; in one dimension with curvature λ and variance V of the minibatch gradient, both per datum, the
-variance is that of the posterior times :math:`(1 + \epsilon N V / 2T) / (1 - \epsilon\lambda / 2)`.
+noise widens the posterior; in one dimension with curvature λ and variance V of the minibatch gradient, both per datum,
+the variance is that of the posterior times :math:`(1 + \epsilon N V / 2T) / (1 - \epsilon\lambda / 2)`.
 
 Reference:
     Welling and Teh, ICML (2011), eq. 4; Li et al., AAAI (2016), arXiv:1512.07666.

@@ -2,7 +2,8 @@ r"""The contract of everything that scores parameters.
 
 **Convention.** Log densities are per datum: ``value`` estimates :math:`\frac{1}{N}\log p(\theta \mid D)`, up to a
 constant, from a minibatch. A step size therefore does not depend on the number ``N`` of data, and a
-sampler at temperature ``T`` (1 is Bayes' posterior; it divides likelihood and prior alike) injects its noise at ``T / N``.
+sampler at temperature ``T`` (1 is Bayes' posterior; it divides likelihood and prior alike) injects its noise at
+``T / N``.
 """
 
 from collections.abc import Callable

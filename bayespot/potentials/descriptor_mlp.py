@@ -65,7 +65,7 @@ def moments(vectors: Float[Array, "N K 3"], radial: Float[Array, "C N K"]) -> li
 def invariants(moment: list[Float[jax.Array, "C m N"]]) -> Float[Array, "N D"]:
     """Rotation invariants: rank 0; all pairs of channels for ranks 1 to 3; three third-order products per channel."""
     first, second = np.triu_indices(moment[0].shape[0])
-    out = [moment[0][:, 0]]
+    out: list[Array] = [moment[0][:, 0]]
     for rank in (1, 2, 3):
         weighted = moment[rank] * jnp.asarray(_MULTIPLICITY[rank], moment[rank].dtype)[None, :, None]
         out.append((weighted[first] * moment[rank][second]).sum(1))

@@ -266,9 +266,9 @@ def dimenet(
     species = tuple(sorted({int(z) for z in species}))
     if not species or species[0] < 1 or species[-1] > 118:
         raise ValueError(f"species must be atomic numbers from 1 to 118, at least one. Got {list(species)}.")
-    sizes: dict[str, Any] = {"width": width, "radial": radial, "species_width": species_width, "angle_width": angle_width}
-    sizes |= {"basis_width": basis_width, "output_width": output_width, "power": power, "angular": angular}
-    sizes |= {"blocks": blocks, "output_layers": output_layers}
+    sizes: dict[str, Any] = {"width": width, "blocks": blocks, "radial": radial, "angular": angular}
+    sizes |= {"species_width": species_width, "angle_width": angle_width, "basis_width": basis_width}
+    sizes |= {"output_width": output_width, "output_layers": output_layers, "power": power}
     least = {"angular": 2, "blocks": 0, "output_layers": 0}
     small = {name: size for name, size in sizes.items() if size < least.get(name, 1)}
     if small or not cutoff > 0:

@@ -66,9 +66,10 @@ def forces(potential: Potential) -> Callable:
 
 
 def strained(system: System, strain: Float[Array, "3 3"]) -> System:
-    """The system under a small homogeneous strain: positions and lattice vectors, as rows, times 1 + ε (symmetrised)."""
+    """The system under a small homogeneous strain: positions and lattice vectors, as rows, times 1 + ε (symmetric)."""
     symmetric = 0.5 * (strain + strain.T)
-    return replace(system, position=system.position + system.position @ symmetric, box=system.box + system.box @ symmetric)
+    position, box = system.position, system.box
+    return replace(system, position=position + position @ symmetric, box=box + box @ symmetric)
 
 
 def energy_forces_stress(potential: Potential) -> Callable:

@@ -54,10 +54,11 @@ def add_noise(key: Key, data: Dataset, energy: float = 0.0, forces: float = 0.0,
     real = (data.system.species > 0)[..., None]
     tensor = jax.random.normal(three, data.stress.shape, data.stress.dtype)
     tensor = jnp.triu(tensor) + jnp.triu(tensor, 1).swapaxes(1, 2)
+    vectors = jnp.where(real, jax.random.normal(two, data.forces.shape, data.forces.dtype), 0.0)
     atoms = real.sum((1, 2))
     return replace(
         data,
         energy=data.energy + energy * atoms * jax.random.normal(one, data.energy.shape, data.energy.dtype),
-        forces=data.forces + jnp.where(real, forces * jax.random.normal(two, data.forces.shape, data.forces.dtype), 0.0),
+        forces=data.forces + forces * vectors,
         stress=data.stress + stress * tensor,
     )

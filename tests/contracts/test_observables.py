@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
+
 from bayespot.observables.dynamics import msd
 from bayespot.observables.observable import average, observe
 from bayespot.observables.structure import adf, rdf
@@ -11,7 +13,6 @@ from bayespot.observables.thermodynamics import energy_per_atom, kinetic_energy,
 from bayespot.records.system import System
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.tree import replace
-from scipy.spatial.transform import Rotation
 
 EVERY = 0.5
 OBSERVABLES = {

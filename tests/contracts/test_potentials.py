@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from bayespot.potentials.build import build
 from bayespot.potentials.classical import lennard_jones, stillinger_weber
 from bayespot.potentials.descriptor_mlp import from_constants

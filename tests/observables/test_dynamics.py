@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from bayespot import units
 from bayespot.observables.dynamics import msd
 from bayespot.observables.observable import observe

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import bulk
+
 from bayespot.observables.observable import observe
 from bayespot.observables.pairs import translations
 from bayespot.observables.structure import adf, rdf

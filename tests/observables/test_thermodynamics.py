@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from bayespot import units
 from bayespot.observables.observable import observe
 from bayespot.observables.thermodynamics import energy_per_atom, kinetic_energy, pressure, temperature

@@ -10,7 +10,7 @@ SIGMA, WIDTH = 0.5, 2.0
 
 
 def make(rows: int = 64, condition: float = 4.0, dimension: int = 3, seed: int = 0):
-    """Data ``{"x", "y"}``, target, exact mean and covariance of the posterior; the precision has this condition number."""
+    """Data ``{"x", "y"}``, target, exact mean and covariance of the posterior, whose precision has this condition."""
     rng = np.random.default_rng(seed)
     left = np.linalg.qr(rng.normal(size=(rows, dimension)))[0]
     right = np.linalg.qr(rng.normal(size=(dimension, dimension)))[0]

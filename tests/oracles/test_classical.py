@@ -9,6 +9,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
+
 from bayespot import units
 from bayespot.potentials.classical import lennard_jones, stillinger_weber
 from bayespot.potentials.potential import energy_forces_stress, forces, strained

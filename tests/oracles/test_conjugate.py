@@ -75,9 +75,8 @@ def test_minibatch_noise_widens_as_the_formula_says():
     full = x.var() / covariance[0, 0]
     # 64 chains × 7 000 steps / correlation time 4: 10⁵ draws, error of the variance 0.5 %
     np.testing.assert_allclose(full, 1 / (1 - epsilon * curvature / 2), rtol=0.02)
-    y = draws(
-        sgld(target, constant(epsilon)), data, target, jax.random.key(6), batch_size=8, steps=8_000, burn_in=1_000, thin=10
-    )  # fmt: skip
+    options = {"batch_size": 8, "steps": 8_000, "burn_in": 1_000, "thin": 10}
+    y = draws(sgld(target, constant(epsilon)), data, target, jax.random.key(6), **options)
     residual = np.asarray(data["y"] - data["x"] @ np.linalg.lstsq(data["x"], data["y"])[0])
     v = np.var(np.asarray(data["x"])[:, 0] * residual) / 0.5**4 / 8
     formula = (1 + epsilon * target.size * v / 2) / (1 - epsilon * curvature / 2)

@@ -1,6 +1,7 @@
 """Rebuilding potentials from their specs: messages (the round trip itself is a contract test of every potential)."""
 
 import pytest
+
 from bayespot.potentials.build import build
 
 

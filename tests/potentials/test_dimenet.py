@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import eval_legendre, spherical_jn
+
 from bayespot.potentials.dimenet import (
     Interaction,
     bessel_roots,
@@ -17,7 +19,6 @@ from bayespot.potentials.dimenet import (
 from bayespot.potentials.potential import energy_and_forces
 from bayespot.records.neighbors import Neighbors, displacements, neighbors
 from bayespot.records.system import system
-from scipy.special import eval_legendre, spherical_jn
 
 
 def small(species=(14,), cutoff=3.6, blocks=2):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from bayespot.potentials.classical import lennard_jones, stillinger_weber
 from bayespot.potentials.potential import energy_and_forces
 from bayespot.potentials.scale_shift import scale_shift

@@ -7,6 +7,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
+
 from bayespot.records.dataset import Dataset, dataset, flatten, largest_total, single, with_cutoff
 from bayespot.records.neighbors import displacements, neighbors
 from bayespot.records.system import System, from_ase, system, to_ase

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from bayespot.errors import DataError, FailedSamples, Status
 from bayespot.io import load, save
 from bayespot.records.posterior import PosteriorSamples, concatenate, healthy, to_arviz, weights
 from bayespot.tree import replace
-from safetensors.numpy import load_file, save_file
 
 SPEC = json.dumps({"name": "descriptor_mlp", "cutoff": 5.0, "species": [14], "note": 'Å/µ "quoted"'})
 

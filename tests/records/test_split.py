@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+
 from bayespot.records.dataset import dataset
 from bayespot.records.split import leave_group_out, split, split_by_group
 from bayespot.records.system import system

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from bayespot.records.dataset import dataset
 from bayespot.records.statistics import force_scale, reference_energies, shortest_distance, summary
 from bayespot.records.system import system

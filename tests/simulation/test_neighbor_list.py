@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
+
 from bayespot.potentials.neighbor_list import heights, larger, neighbor_list
 from bayespot.records.neighbors import displacements, neighbors
 from bayespot.records.system import from_ase, system

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import bulk
+
 from bayespot import units
 from bayespot.errors import FailedSamples, Status
 from bayespot.potentials.classical import lennard_jones

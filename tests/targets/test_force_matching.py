@@ -37,7 +37,7 @@ def by_hand(params, data, noise, weight):
     for m in range(len(data)):
         n = data.atom_counts[m]
         e, f, s = energy_forces_stress(POTENTIAL)(
-            params["potential"], *jax.tree.map(lambda x: x[m], (data.system, data.neighbors))
+            params["potential"], *jax.tree.map(lambda x, m=m: x[m], (data.system, data.neighbors))
         )
 
         def score(error, scale):
@@ -120,7 +120,7 @@ def test_bad_noise_is_refused(noise, message):
 
 def test_data_that_do_not_fit_are_refused():
     data = frames([8])
-    with pytest.raises(ValueError, match="Read them with cutoff=4.5"):
+    with pytest.raises(ValueError, match=r"Read them with cutoff=4\.5"):
         force_matching(lennard_jones(2.0, 0.1, cutoff=4.5), data, flat())
     with pytest.raises(ValueError, match=r"knows the species \(14,\). Got also \[18\]"):
         force_matching(lennard_jones(2.0, 0.1, cutoff=4.0, species=(14,)), data, flat())

@@ -3,12 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
+
 from bayespot.errors import FailedSamples
 from bayespot.records.interval import Observed, table
 from bayespot.tree import replace
 from bayespot.uq.intervals import interval
 from bayespot.uq.variance import block_independence, components, run_means
-from scipy import stats
 
 
 def observed(value, blocks=None, chain=None, log_weight=None, status=None) -> Observed:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from bayespot.errors import FailedSamples
 from bayespot.potentials.potential import Potential
 from bayespot.records.dataset import dataset

@@ -1,0 +1,54 @@
+"""``propagate`` over 8 posterior samples against eight single simulations: time, and memory of the compiled program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bayespot as bp
+from bayespot.potentials.neighbor_list import neighbor_list
+from bayespot.simulation.chunk import Run, chunk, starter
+from tests.benchmarks.common import alternate, fitted, frames, report, thermostat
+
+SAMPLES, STEPS = 8, 1000
+
+
+def memory(potential, params, start, ensemble, samples: int, batch_size: int) -> int:
+    """Temporary memory [bytes] of a compiled chunk for so many samples."""
+    many = jax.tree.map(lambda x: jnp.broadcast_to(x, (samples, *x.shape)), params)
+    neighbors = neighbor_list(start, potential.cutoff, 0.5)
+    number = jnp.arange(samples, dtype=jnp.int32)
+    runs = Run(number, jnp.zeros_like(number), {}, jnp.full(samples, -1, jnp.int32))
+    runs = starter(potential, ensemble, neighbors, batch_size)(jax.random.key(0), runs, many, start)
+    program = chunk(potential, ensemble, neighbors, skin=0.5, max_kT=1.0, frames=10, batch_size=batch_size)
+    numbers = [np.int32(0), np.int32(10), np.int32(100), np.float32(1)]
+    return jax.jit(program).lower(runs, many, start, *numbers).compile().memory_analysis().temp_size_in_bytes
+
+
+def main() -> None:
+    data = frames(32)
+    potential, params = fitted(data)
+    start, ensemble = jax.tree.map(lambda x: x[0], data.system), thermostat()
+    many = bp.as_samples(jax.tree.map(lambda x: jnp.broadcast_to(x, (SAMPLES, *x.shape)), params), potential.spec)
+    options = {"steps": STEPS, "every": 250, "progress": False}
+    key = jax.random.key(0)
+    times = alternate(
+        {
+            "single": lambda: [
+                bp.simulate(key, potential, params, start, ensemble, **options).frames.energy for _ in range(SAMPLES)
+            ],
+            "propagate": lambda: bp.propagate(key, potential, many, start, ensemble, **options).frames.energy,
+        }
+    )
+    one, eight, batched = (memory(potential, params, start, ensemble, *s) for s in ((1, 1), (SAMPLES, 1), (SAMPLES, 8)))
+    report(
+        "propagation",
+        devices=jax.device_count(),
+        propagate_over_single_runs=times["propagate"] / times["single"],
+        memory_over_one_run=eight / one,
+        memory_over_one_run_batch_8=batched / one,
+        memory_one_run_MB=one / 1e6,
+    )
+
+
+if __name__ == "__main__":
+    main()

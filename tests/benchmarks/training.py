@@ -1,0 +1,59 @@
+"""Force matching through the public ``infer``: structures per second, and the cost of a step over its bare gradient.
+
+64 atoms of silicon, cutoff 5 Å, minibatches of 8; labels are energies and forces.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import bayespot as bp
+from bayespot.tree import take
+from tests.benchmarks.common import alternate, frames, report
+
+STEPS, BATCH = 600, 8
+
+
+def main() -> None:
+    data = frames(32)
+    potential = bp.add(bp.repulsion(cutoff=5.0), bp.descriptor_mlp(data, cutoff=5.0))
+    target = bp.force_matching(potential, data, bp.scaled_normal(1.0), bp.Noise(0.001, 0.1))
+    key = jax.random.key(0)
+    one, two = bp.initial(key, target, 1), bp.initial(key, target, 2)
+    adam = bp.optimise(target, optax.adam(1e-3))
+    sgld = bp.sgld(target, bp.constant(1e-6))
+    psgld = bp.sgld(target, bp.constant(1e-6), preconditioner=bp.rms())
+    start = take(one, 0)
+
+    @jax.jit
+    def bare(params, data, order):
+        def step(carry, indices):
+            params, total = carry
+            value, gradient, _, _ = target.value_and_grad(key, params, (), take(data, indices))
+            # the parameters move, so that no gradient can be taken out of the loop
+            return (jax.tree.map(lambda p, g: p + 1e-9 * g, params, gradient), total + value), None
+
+        return jax.lax.scan(step, (params, 0.0), order)[0]
+
+    order = jax.random.randint(key, (STEPS, BATCH), 0, len(data))
+
+    def run(algorithm, params):
+        return lambda: bp.infer(key, algorithm, params, data, steps=STEPS, batch_size=BATCH, progress=False).params
+
+    times = alternate(
+        {
+            "bare": lambda: bare(start, data, jnp.asarray(order)),
+            "adam": run(adam, one),
+            "sgld": run(sgld, one),
+            "psgld": run(psgld, one),
+            "adam_two_chains": run(adam, two),
+        }
+    )
+    rate = {f"{k}_structures_per_s": n * STEPS * BATCH / times[k] for k, n in
+            {"bare": 1, "adam": 1, "sgld": 1, "psgld": 1, "adam_two_chains": 2}.items()}  # fmt: skip
+    ratio = {f"{k}_over_bare": times[k] / times["bare"] for k in ("adam", "sgld", "psgld")}
+    report("training", parameters=sum(x.size for x in jax.tree.leaves(start)), **rate, **ratio)
+
+
+if __name__ == "__main__":
+    main()

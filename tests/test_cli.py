@@ -1,0 +1,94 @@
+"""The command line and the quickstart behind it, at the smallest size that goes the whole road."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from bayespot import report
+from bayespot.cli import main
+from bayespot.quickstart import Settings, file_material, quickstart
+
+TINY = Settings(
+    frames=12, members=4, ensemble_steps=40, chains=2, draws=4, burn_in=10, thin=5, run=0.1, equilibration=0.02,
+    every=5, truth=0.2, cells=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results():
+    return quickstart(3, TINY, progress=False)
+
+
+def test_the_whole_road_leaves_its_results(results, tmp_path):
+    _, posteriors, true = results
+    report.write(tmp_path, *results)
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert set(found) == {"deep ensemble", "pSGLD", "teacher"}
+    for name, samples in (("deep ensemble", 4), ("pSGLD", 8)):
+        part = found[name]
+        assert part["samples"] == samples == len(posteriors[name].samples)
+        assert 0 <= part["stable_fraction"] <= 1
+        assert set(part["intervals"]) == set(true) == set(part["coverage_of_teacher"])
+        inside = posteriors[name].intervals["energy"]
+        assert part["coverage_of_teacher"]["energy"] == float(inside.lower <= true["energy"] <= inside.upper)
+    assert found["pSGLD"]["rhat"] >= 0.9
+    assert "teacher: energy" in (text := report.text(*results))
+    assert "R-hat" in text
+    tree = xr.open_datatree(tmp_path / "results.nc", engine="h5netcdf")
+    predictive = tree["pSGLD/posterior_predictive"]
+    assert predictive["rdf"].dims == ("chain", "draw", "rdf_coordinate")
+    np.testing.assert_allclose(
+        predictive["energy"].values.ravel(), posteriors["pSGLD"].observed["energy"].value.mean(1)
+    )
+    assert "lp" in tree["pSGLD/sample_stats"]
+    for figure in ("rdf", "adf", "reliability", "learning", "parity"):
+        assert (tmp_path / f"deep_ensemble_{figure}.png").stat().st_size > 5000
+
+
+def test_the_teacher_is_asked_at_a_temperature_between_those_of_the_data():
+    s = Settings()
+    assert min(s.teacher_temperatures) < s.temperature < max(s.teacher_temperatures)
+
+
+def test_files_are_read_and_split(tmp_path, key):
+    from ase.build import bulk
+    from ase.calculators.emt import EMT
+    from ase.io import write
+
+    frames = []
+    for n in range(30):
+        atoms = bulk("Cu", cubic=True) * (1, 1, 1 + n % 2)
+        atoms.rattle(0.05, seed=n)
+        atoms.calc = EMT()
+        atoms.get_forces()
+        frames.append(atoms)
+    write(tmp_path / "cu.extxyz", frames)
+    material = file_material(key, TINY, tmp_path / "cu.extxyz", None)
+    sizes = [len(x) for x in (material.train, material.validation, material.test)]
+    assert sum(sizes) == 30
+    assert sizes[2] == round(30 / 7)
+    assert material.teacher is None
+    assert int((material.start.species > 0).sum()) == np.bincount(material.train.atom_counts).argmax()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quickstart", "--data", "nowhere.xyz"], "no such file: nowhere.xyz"),
+        (["quickstart", "--test", "nowhere.xyz"], "--test needs --data"),
+        ([], "required: command"),
+    ],
+)
+def test_wrong_arguments_are_explained(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_data_end_with_a_message_not_a_traceback(tmp_path, capsys):
+    (tmp_path / "empty.extxyz").write_text("")
+    assert main(["quickstart", "--data", str(tmp_path / "empty.extxyz"), "--out", str(tmp_path / "out")]) == 1
+    assert "empty.extxyz" in capsys.readouterr().err
