@@ -185,6 +185,25 @@ class Posterior(NamedTuple):
     stable: float
 
 
+def consequences(
+    key: Key, potential, drawn, material: Material, thermostat, s: Settings, measured, progress
+) -> Posterior:
+    """Held-out predictions, simulations and intervals of the samples that did not diverge."""
+    samples = bp.healthy(drawn)
+    runs = bp.propagate(
+        key, potential, samples, material.start, thermostat,
+        replicas=max(1, s.runs // len(samples)), throw=False, progress=progress, **run_lengths(s),
+    )  # fmt: skip
+    observed = {name: bp.observe(o, runs, samples=samples) for name, o in measured.items()}
+    return Posterior(
+        samples=samples,
+        prediction=bp.predict(potential, samples, material.test),
+        observed=observed,
+        intervals={name: bp.interval(o, level=0.95, failed="drop") for name, o in observed.items()},
+        stable=float((np.asarray(runs.status) == 0).mean()),
+    )
+
+
 def quickstart(
     seed: int = 0,
     settings: Settings = FULL,
@@ -208,15 +227,8 @@ def quickstart(
     measured = observables(s)
     thermostat = bp.nvt_langevin(kT=s.temperature * units.kB, dt=s.time_step * units.ps)
     true = truth(keys[3], material, thermostat, s, measured, progress) if material.teacher else None
-    found = {}
-    for n, (name, drawn) in enumerate(samples.items()):
-        good = bp.healthy(drawn)
-        prediction = bp.predict(potential, good, material.test)
-        runs = bp.propagate(
-            keys[4 + n], potential, good, material.start, thermostat,
-            replicas=max(1, s.runs // len(good)), throw=False, progress=progress, **run_lengths(s),
-        )  # fmt: skip
-        observed = {name: bp.observe(o, runs, samples=good) for name, o in measured.items()}
-        intervals = {name: bp.interval(o, level=0.95, failed="drop") for name, o in observed.items()}
-        found[name] = Posterior(good, prediction, observed, intervals, float((np.asarray(runs.status) == 0).mean()))
+    found = {
+        name: consequences(keys[4 + n], potential, drawn, material, thermostat, s, measured, progress)
+        for n, (name, drawn) in enumerate(samples.items())
+    }
     return material, found, true

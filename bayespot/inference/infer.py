@@ -91,13 +91,21 @@ def infer(
     if checkpoint:
         facts = [algorithm.spec, steps, burn_in, thin, batch_size, frames]
         store = open_checkpoint(checkpoint, fingerprint(key, (params, rows), facts), SECONDS_BETWEEN_CHECKPOINTS)
-    done, run = _resumed(store, run)
     order = minibatches(key, rows, batch_size) if batch_size else lambda first, end, length: None
+
+    def advance(run: _Run, first: int, end: int) -> tuple[_Run, bool]:
+        return _advance(run, algorithm, segment, keys, data, order, (first, end, plan))
+
+    return _samples(algorithm, _driven(run, advance, plan, store, progress))
+
+
+def _driven(run: _Run, advance: Callable, plan: Plan, store, progress: bool) -> _Run:
+    """All segments that are still to be done, with a bar and checkpoints."""
+    steps = plan.ends[-1]
+    done, run = _resumed(store, run)
     with tqdm(total=steps, initial=done, desc="infer", unit="step", disable=not progress) as bar:
-        for end in plan.ends:
-            if end <= done:
-                continue
-            run, stopped = _advance(run, algorithm, segment, keys, data, order, (done, end, plan))
+        for end in (e for e in plan.ends if e > done):
+            run, stopped = advance(run, done, end)
             bar.update(end - done)
             bar.set_postfix_str(_postfix(run))
             done = end
@@ -105,7 +113,7 @@ def infer(
                 (store.save if done == steps else store.save_when_due)(done, run.states, run.host._asdict())
             if stopped and not plan.draws - {steps}:
                 break
-    return _samples(algorithm, run)
+    return run
 
 
 class _Host(NamedTuple):

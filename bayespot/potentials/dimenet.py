@@ -277,8 +277,7 @@ def dimenet(
     spec = {"name": "dimenet", "species": list(species), "cutoff": float(cutoff), **sizes}
 
     def init(key: Key) -> Params:
-        position = jnp.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.5 * cutoff]])
-        dimer = System(position, jnp.full(2, species[0], jnp.int32), jnp.zeros((3, 3)))
+        dimer = System(jnp.diag(jnp.full(3, 0.5 * cutoff))[:2], jnp.full(2, species[0], jnp.int32), jnp.zeros((3, 3)))
         pair = Neighbors(jnp.array([[1], [0]], jnp.int32), jnp.zeros((2, 1, 3), jnp.int8))
         return module.init(key, dimer, pair)["params"]
 

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from bayespot import tree
 from bayespot.errors import FailedSamples, Status
 from bayespot.tree import record, replace, take
-from bayespot.typing import Array, Float, Int, Params, PyTree
+from bayespot.typing import Array, Float, Int, Params, PyTree, Spec
 
 
 @record(static=("spec",))
@@ -120,6 +120,20 @@ def healthy(samples: PosteriorSamples) -> PosteriorSamples:
             tuple(range(len(samples))),
         )
     return samples[np.flatnonzero(good)]
+
+
+def check_spec(samples: PosteriorSamples, spec: Spec) -> None:
+    """Refuse samples of another potential (host); samples without a specification fit every one.
+
+    Raises:
+        ValueError: naming the first difference between the specifications.
+    """
+    own = json.loads(samples.spec or "{}")
+    if own and (difference := _difference(own, json.loads(json.dumps(spec)))):
+        raise ValueError(
+            f"The samples must belong to the potential. Got specifications that differ: {difference}. "
+            "Make the potential of the samples with build(json.loads(samples.spec))."
+        )
 
 
 def concatenate(parts: list[PosteriorSamples]) -> PosteriorSamples:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bayespot.errors import FailedSamples, Status, listed
 from bayespot.potentials.potential import Potential
-from bayespot.records.posterior import PosteriorSamples
+from bayespot.records.posterior import PosteriorSamples, check_spec
 from bayespot.records.system import System
 from bayespot.records.trajectory import Trajectory
 from bayespot.simulation import loop
@@ -111,10 +111,11 @@ def propagate(
         A ``Trajectory`` with the axes ``(S, R, T)``, as numpy arrays in the memory of the host.
 
     Raises:
-        ValueError: for arguments that do not fit each other.
+        ValueError: for arguments that do not fit each other, or samples of another potential.
         FailedSamples: for failed samples, before anything is run; and, if ``throw``, for unstable runs, with the
             finished runs as attribute ``trajectories``.
     """
+    check_spec(samples, potential.spec)
     if (bad := np.flatnonzero(np.asarray(samples.status) != Status.OK)).size:
         raise FailedSamples(
             f"Only sound samples can be propagated. {bad.size} of {len(samples)} samples ({listed(bad)}) failed in the "

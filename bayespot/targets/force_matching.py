@@ -79,8 +79,7 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
 
     def log_scale_prior(params: Params) -> Scalar:
         # exponential density of σ with mean s, times the Jacobian dσ/d(log σ) = σ
-        terms = [z - jnp.exp(z) / scales[label] for label, z in params["noise"].items()]
-        return sum(terms, jnp.zeros(()))
+        return sum((z - jnp.exp(z) / scales[label] for label, z in params["noise"].items()), jnp.zeros(()))
 
     def errors(params: Params, batch: Dataset, counts) -> dict[str, tuple[Array, Array]]:
         """Prediction minus label, and its mask, for every label in use."""
@@ -97,16 +96,15 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
 
     def value_and_grad(key: Key, params: Params, state, batch: Dataset):
         def log_density(params):
-            frames = batch.energy.shape[0]
             prior_part = prior(params["potential"]) + log_scale_prior(params)
-            return log_likelihood(params, errors(params, batch, counts)) / frames + prior_part / size
+            return log_likelihood(params, errors(params, batch, counts)) / len(batch) + prior_part / size
 
         value, gradient = jax.value_and_grad(log_density)(params)
         return value, gradient, state, {}
 
     def metrics(params: Params, batch: Dataset) -> dict[str, Scalar]:
         found = errors(params, batch, None)
-        out = {"log_likelihood": log_likelihood(params, found) / batch.energy.shape[0]}
+        out = {"log_likelihood": log_likelihood(params, found) / len(batch)}
         for label, (error, mask) in found.items():
             number = jnp.broadcast_to(mask, error.shape).sum()
             out[f"{label}_rmse"] = jnp.sqrt(jnp.where(mask, error**2, 0.0).sum() / jnp.maximum(number, 1))

@@ -19,7 +19,7 @@ from bayespot.batching import default_batch_size, over_batches
 from bayespot.errors import FailedSamples, Status, listed
 from bayespot.potentials.potential import Potential, check_compatible, energy_forces_stress
 from bayespot.records.dataset import Dataset
-from bayespot.records.posterior import PosteriorSamples, weights
+from bayespot.records.posterior import PosteriorSamples, check_spec, weights
 from bayespot.tree import concatenate, length, record, take
 from bayespot.typing import Array, Float
 
@@ -69,8 +69,9 @@ def predict(
 
     Raises:
         FailedSamples: when a sample's status is not OK.
-        ValueError: for fewer than two samples, or data that the potential cannot treat.
+        ValueError: for fewer than two samples, samples of another potential, or data that it cannot treat.
     """
+    check_spec(samples, potential.spec)
     check_compatible(potential, data)
     if bad := tuple(np.flatnonzero(np.asarray(samples.status) != Status.OK).tolist()):
         raise FailedSamples(

@@ -1,1 +1,1 @@
-"""Benchmarks: modules that print one JSON line each, ``uv run python -m tests.benchmarks.<name>``; not run by pytest."""
+"""Benchmarks: modules that print JSON lines, ``uv run python -m tests.benchmarks.<name>``; pytest does not run them."""

@@ -6,15 +6,14 @@ import platform
 import time
 
 import jax
-
-jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-
 import numpy as np
 import optax
 from ase.build import bulk
 
 import bayespot as bp
 from bayespot import units
+
+jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def frames(number: int, cells: int = 2, cutoff: float = 5.0) -> bp.Dataset:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from bayespot.errors import DataError, FailedSamples, Status
 from bayespot.io import load, save
-from bayespot.records.posterior import PosteriorSamples, concatenate, healthy, to_arviz, weights
+from bayespot.records.posterior import PosteriorSamples, check_spec, concatenate, healthy, to_arviz, weights
 from bayespot.tree import replace
 
 SPEC = json.dumps({"name": "descriptor_mlp", "cutoff": 5.0, "species": [14], "note": 'Å/µ "quoted"'})
@@ -91,6 +91,19 @@ def test_healthy():
     with pytest.raises(FailedSamples, match="2 UNSTABLE") as caught:
         healthy(replace(make(1, 2), status=jnp.full(2, Status.UNSTABLE)))
     assert caught.value.samples == (0, 1)
+
+
+def test_samples_know_their_potential():
+    own = {"name": "add", "parts": [{"name": "a", "cutoff": 5.0, "species": (14, 8)}, {"name": "b", "shift": None}]}
+    samples = replace(make(), spec=json.dumps(own))
+    check_spec(samples, own)  # a tuple is a list in JSON
+    check_spec(replace(samples, spec=""), own)
+    check_spec(replace(samples, spec="{}"), own)
+    for change in ({"name": "b", "shift": 0.5}, {"name": "c", "shift": None}, {"name": "b", "shift": None, "x": 1}):
+        with pytest.raises(ValueError, match="must belong to the potential"):
+            check_spec(samples, own | {"parts": [own["parts"][0], change]})
+    with pytest.raises(ValueError, match=r"14 and 22 for \['parts'\]\[0\]\['species'\]\[0\]"):
+        check_spec(samples, own | {"parts": [own["parts"][0] | {"species": (22, 8)}, own["parts"][1]]})
 
 
 def test_concatenate_renumbers_chains():

@@ -1,5 +1,7 @@
 """The loop of simulations: batches, keys, repair of lists, failures, resuming."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,6 +194,13 @@ def test_failed_samples_are_refused():
     with pytest.raises(FailedSamples, match=r"1 of 3 samples \(2\) failed in the inference") as caught:
         propagate(jax.random.key(0), POTENTIAL, posterior(status=[0, 0, 2]), argon(), ENSEMBLE, **OPTIONS)
     assert caught.value.samples == (2,)
+
+
+def test_samples_of_another_potential_are_refused():
+    other = lennard_jones(sigma=3.4, epsilon=0.0104, cutoff=5.5)
+    samples = replace(posterior(), spec=json.dumps(other.spec))
+    with pytest.raises(ValueError, match=r"must belong to the potential.*5\.5 and 5\.0 for \['cutoff'\]"):
+        propagate(jax.random.key(0), POTENTIAL, samples, argon(), ENSEMBLE, **OPTIONS)
 
 
 @pytest.mark.parametrize("interrupted_after", [1, 3])
