@@ -38,7 +38,7 @@ class Settings(NamedTuple):
     equilibration: float = 1.0
     runs: int = 16
     every: int = 25
-    truth: float = 64.0
+    truth: float = 320.0
     truth_runs: int = 2
     first_step: float = 2e-4
     last_step: float = 5e-5
@@ -106,6 +106,8 @@ def file_material(key: Key, s: Settings, data: str, test: str | None) -> Materia
     common = counts == np.bincount(counts).argmax()
     quiet = np.where(common, np.asarray(train.energy) / counts, np.inf).argmin()
     start = jax.tree.map(lambda x: x[quiet], train.system)
+    if not float(bp.volume(start.box)) > 0:
+        raise bp.DataError(data, int(train.frame[quiet]), "the quickstart simulates bulk; it needs a periodic box")
     return Material(train, validation, held_out, start, None)
 
 
@@ -119,12 +121,13 @@ def ensemble_posterior(key: Key, target: bp.Target, material: Material, s: Setti
     optimiser = optax.adam(bp.cosine(3e-3, s.ensemble_steps, warm_up=min(100, s.ensemble_steps // 10)))
     every = max(1, s.ensemble_steps // 40)
     algorithm = bp.optimise(target, optimiser, validation=material.validation, every=every)
-    start = bp.initial(key, target, chains=s.members)
+    keys = jax.random.split(key, 3)
+    start = bp.initial(keys[0], target, chains=s.members)
     batch = min(8, len(material.train))
     return bp.infer(
-        jax.random.fold_in(key, 1), algorithm, start, material.train,
+        keys[1], algorithm, start, material.train,
         steps=s.ensemble_steps, batch_size=batch, progress=progress,
-        rows=bp.bootstrap(jax.random.fold_in(key, 2), len(material.train), s.members),
+        rows=bp.bootstrap(keys[2], len(material.train), s.members),
     )  # fmt: skip
 
 

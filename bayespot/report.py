@@ -25,20 +25,24 @@ def coverage(intervals: dict[str, bp.Interval], true: dict[str, np.ndarray]) -> 
     return {n: float(it.covers(true[n])[counted(n, true[n])].mean()) for n, it in intervals.items()}
 
 
-def convergence(posterior) -> dict[str, float]:
-    """Largest R-hat and smallest bulk ESS over held-out predictions and observables; NaN below 4 draws a chain."""
-    samples = posterior.samples
+def convergence(posterior) -> dict[str, float | None]:
+    """Largest R-hat and smallest bulk ESS over held-out predictions and observables of sound runs.
+
+    ``None`` where chains have fewer than 4 draws, or different numbers of sound ones.
+    """
+    sound = (np.asarray(posterior.observed["energy"].status) == 0).all(1)
+    samples = posterior.samples[np.flatnonzero(sound)]
     values = {
         "energies": posterior.prediction.members["energy"],
         **{n: o.value.mean(1) for n, o in posterior.observed.items() if n in ("energy", "pressure")},
     }
     try:
         return {
-            "rhat": max(float(np.max(bp.rhat(samples, v))) for v in values.values()),
-            "ess": min(float(np.min(bp.ess(samples, v))) for v in values.values()),
+            "rhat": max(float(np.max(bp.rhat(samples, v[sound]))) for v in values.values()),
+            "ess": min(float(np.min(bp.ess(samples, v[sound]))) for v in values.values()),
         }
     except ValueError:
-        return {"rhat": float("nan"), "ess": float("nan")}
+        return {"rhat": None, "ess": None}
 
 
 def summary(material, posteriors: dict, true: dict | None) -> dict:
@@ -75,7 +79,7 @@ def text(material, posteriors: dict, true: dict | None) -> str:
     for name, p in posteriors.items():
         lines += ["", f"== {name}: {len(p.samples)} samples, {p.stable:.0%} of simulations stable"]
         state = convergence(p)
-        if np.isfinite(state["rhat"]):
+        if state["rhat"] is not None:
             lines.append(
                 f"   R-hat ≤ {state['rhat']:.3f}, bulk ESS ≥ {state['ess']:.0f} (held-out energies, observables)"
             )
@@ -98,7 +102,7 @@ def _beside_teacher(intervals: dict, true: dict) -> str:
 def write(folder: Path, material, posteriors: dict, true: dict | None) -> None:
     """``summary.json``, ``results.nc`` (an xarray DataTree) and the figures."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps(summary(material, posteriors, true), indent=1))
+    (folder / "summary.json").write_text(json.dumps(summary(material, posteriors, true), indent=1, allow_nan=False))
     datatree(posteriors).to_netcdf(folder / "results.nc", engine="h5netcdf")
     for name, p in posteriors.items():
         bp.save(p.samples, folder / f"{name.replace(' ', '_')}.safetensors")

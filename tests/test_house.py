@@ -85,19 +85,7 @@ def test_a_wrong_name_is_refused():
         _ = bayespot.trainer
 
 
-HEAVY = {
-    "jax_md",
-    "ase",
-    "vesin",
-    "matplotlib",
-    "orbax",
-    "arviz_base",
-    "xarray",
-    "numpyro",
-    "blackjax",
-    "flax",
-    "optax",
-}
+HEAVY = {"jax_md", "ase", "vesin", "matplotlib", "orbax", "arviz_base", "xarray", "numpyro", "flax", "optax"}
 
 
 def imported_by(code: str) -> tuple[set[str], int]:

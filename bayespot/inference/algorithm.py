@@ -18,9 +18,11 @@ class Algorithm(NamedTuple):
             ``log_density`` (per datum); a boolean ``done`` in it tells that further steps change nothing.
         params: ``state → parameters`` that count as the draw (the best ones for an optimiser).
         spec: of the potential inside the target.
+        check: raises ``ValueError`` for training data that do not belong to the target (host).
     """
 
     init: Callable[[Key, Params], State]
     step: Callable[[Key, State, Batch], tuple[State, Info]]
     params: Callable[[State], Params]
     spec: Spec
+    check: Callable[[Batch], None] = lambda data: None

@@ -4,6 +4,9 @@ The weights of a network have symmetries (permuted neurons), so chains that agre
 hopelessly apart in weight space.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -57,4 +60,5 @@ def _diagnosed(samples, values, function, name: str):
     chains, draws = table.shape[:2]
     if chains < 2 or draws < 4:
         raise ValueError(f"{name} needs at least 2 chains of 4 draws. Got {chains} of {draws}. Run more, or thin less.")
-    return function(table.reshape(chains, draws, -1), chain_axis=0, sample_axis=1).reshape(table.shape[2:])
+    compiled = jax.jit(partial(function, chain_axis=0, sample_axis=1))
+    return compiled(table.reshape(chains, draws, -1)).reshape(table.shape[2:])

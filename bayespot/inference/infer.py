@@ -4,6 +4,7 @@ Work is cut into segments; a segment of all chains is one compiled call, and bet
 collects draws, looks for diverged chains and saves a checkpoint. Segments of different lengths share one compilation.
 """
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable
@@ -78,19 +79,21 @@ def infer(
     Raises:
         ValueError: if steps, burn-in, thinning and batch size do not fit together, or the checkpoint is of another run.
     """
+    algorithm.check(data)
     chains, frames = length(params), length(data)
     burn_in, thin = _checked(steps, burn_in, thin, batch_size, frames)
     rows = _checked_rows(rows, chains, frames, batch_size)
     plan = _plan(steps, burn_in, thin)
     size = chains_at_once or default_batch_size(chains)
     segment = _segment(algorithm._replace(spec=()), size)
-    keys = jax.vmap(lambda c: jax.random.fold_in(key, c))(jnp.arange(chains))
-    states = jax.jit(lambda k, p: over_batches(_each(algorithm.init, size), (k, p), batch_size=size))(keys, params)
+    keys = jax.vmap(lambda c: jax.random.split(jax.random.fold_in(key, c)))(jnp.arange(chains))
+    begin = jax.jit(lambda k, p: over_batches(_each(algorithm.init, size), (k, p), batch_size=size))
+    keys, states = keys[:, 1], begin(keys[:, 0], params)
     run = _Run(states, _Host(np.zeros(chains, np.int32), [], [], {}))
     store = None
     if checkpoint:
-        facts = [algorithm.spec, steps, burn_in, thin, batch_size, frames]
-        store = open_checkpoint(checkpoint, fingerprint(key, (params, rows), facts), SECONDS_BETWEEN_CHECKPOINTS)
+        facts = [steps, burn_in, thin, batch_size, *_meaning(algorithm, keys, states, data)]
+        store = open_checkpoint(checkpoint, fingerprint(key, (params, rows, data), facts), SECONDS_BETWEEN_CHECKPOINTS)
     order = minibatches(key, rows, batch_size) if batch_size else lambda first, end, length: None
 
     def advance(run: _Run, first: int, end: int) -> tuple[_Run, bool]:
@@ -99,21 +102,11 @@ def infer(
     return _samples(algorithm, _driven(run, advance, plan, store, progress))
 
 
-def _driven(run: _Run, advance: Callable, plan: Plan, store, progress: bool) -> _Run:
-    """All segments that are still to be done, with a bar and checkpoints."""
-    steps = plan.ends[-1]
-    done, run = _resumed(store, run)
-    with tqdm(total=steps, initial=done, desc="infer", unit="step", disable=not progress) as bar:
-        for end in (e for e in plan.ends if e > done):
-            run, stopped = advance(run, done, end)
-            bar.update(end - done)
-            bar.set_postfix_str(_postfix(run))
-            done = end
-            if store:
-                (store.save if done == steps else store.save_when_due)(done, run.states, run.host._asdict())
-            if stopped and not plan.draws - {steps}:
-                break
-    return run
+def _meaning(algorithm: Algorithm, keys, states: PyTree, data: Batch) -> list[str]:
+    """What one step computes, as text: program and constants; it tells runs with other targets or settings apart."""
+    traced = jax.jit(algorithm.step).trace(keys[0], take(states, 0), data)
+    constants = [hashlib.sha256(np.asarray(c).tobytes()).hexdigest() for c in traced.jaxpr.consts]
+    return [traced.lower().as_text(), *constants]
 
 
 class _Host(NamedTuple):
@@ -138,6 +131,23 @@ def _resumed(store, run: _Run) -> tuple[int, _Run]:
         return 0, run
     step, states, host = found
     return step, _Run(states, _Host(**host))
+
+
+def _driven(run: _Run, advance: Callable, plan: Plan, store, progress: bool) -> _Run:
+    """All segments that are still to be done, with a bar and checkpoints."""
+    steps = plan.ends[-1]
+    done, run = _resumed(store, run)
+    with tqdm(total=steps, initial=done, desc="infer", unit="step", disable=not progress) as bar:
+        for end in (e for e in plan.ends if e > done):
+            run, stopped = advance(run, done, end)
+            bar.update(end - done)
+            bar.set_postfix_str(_postfix(run))
+            done = end
+            if store:
+                (store.save if done == steps else store.save_when_due)(done, run.states, run.host._asdict())
+            if stopped and not plan.draws - {steps}:
+                break
+    return run
 
 
 def _checked(steps, burn_in, thin, batch_size, frames) -> tuple[int, int]:
@@ -211,8 +221,8 @@ def _segment(algorithm: Algorithm, size: int) -> Callable:
 
         zero = jnp.zeros((), info["log_density"].dtype)
         state, info, total = jax.lax.fori_loop(0, count, body, (state, info, zero))
-        info = {**info, "log_density": total / count}
-        return state, info, all_finite(algorithm.params(state)) & jnp.isfinite(total)
+        last, info = info["log_density"], {**info, "log_density": total / count}
+        return state, info, last, all_finite(algorithm.params(state)) & jnp.isfinite(total)
 
     def segment(keys, states, indices, data, first, count):
         def batch(trees, data, first, count):
@@ -226,7 +236,7 @@ def _segment(algorithm: Algorithm, size: int) -> Callable:
 def _advance(run: _Run, algorithm, segment, keys, data, order, where) -> tuple[_Run, bool]:
     """One segment, and what the host notes after it."""
     first, end, plan = where
-    states, info, finite = segment(keys, run.states, order(first, end, plan.longest), data, first, end - first)
+    states, info, last, finite = segment(keys, run.states, order(first, end, plan.longest), data, first, end - first)
     info = jax.tree.map(np.asarray, info)
     host = run.host
     status = np.where(np.asarray(finite), host.status, int(Status.UNSTABLE))
@@ -234,7 +244,7 @@ def _advance(run: _Run, algorithm, segment, keys, data, order, where) -> tuple[_
     draws, densities = host.draws, host.densities
     if end in plan.draws:
         draws = [*draws, jax.tree.map(np.asarray, jax.vmap(algorithm.params)(states))]
-        densities = [*densities, info["log_density"]]
+        densities = [*densities, np.asarray(last)]
     stopped = bool(np.all(info.get("done", np.array(False)) | (status != Status.OK)))
     return _Run(states, _Host(status, draws, densities, history)), stopped
 

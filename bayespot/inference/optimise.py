@@ -3,13 +3,14 @@ r"""Maximum a posteriori by any optax optimiser; with several chains, a deep ens
 The parameters that count are a running average of the iterates (Polyak and Juditsky, SIAM J. Control Optim. 30, 838
 (1992)), and with validation data the best average seen:
 
-.. math:: \bar\theta_t = \bar\theta_{t-1} + \frac{1 - \beta_t}{1}(\theta_t - \bar\theta_{t-1}), \qquad
+.. math:: \bar\theta_t = \bar\theta_{t-1} + (1 - \beta_t)(\theta_t - \bar\theta_{t-1}), \qquad
           \beta_t = \min\Big(\beta, \frac{1 + t}{10 + t}\Big).
 
 Reference of deep ensembles: Lakshminarayanan, Pritzel and Blundell, NeurIPS (2017).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from bayespot.inference.algorithm import Algorithm
-from bayespot.inference.target import Batch, Target, TargetState
+from bayespot.inference.target import Batch, Target, TargetState, require_training_data
 from bayespot.typing import Array, Key, Params, Scalar
 
 
@@ -55,12 +56,16 @@ def optimise(
         patience: stop when so many consecutive scores brought no improvement; ``None`` runs to the end.
 
     Raises:
-        ValueError: for an average outside [0, 1), ``every`` below 1, or patience without validation data.
+        ValueError: for an average outside [0, 1), ``every`` below 1, patience without validation data, or validation
+            data that the target cannot score.
     """
     if not 0 <= average < 1 or every < 1:
         raise ValueError(f"Need 0 ≤ average < 1 and every ≥ 1. Got {average=}, {every=}.")
     if patience is not None and validation is None:
         raise ValueError("Early stopping (patience) needs validation data. Pass validation=….")
+
+    if validation is not None:
+        target.check(validation)
 
     def init(key: Key, params: Params) -> OptimiseState:
         score = jnp.full((), -jnp.inf)
@@ -86,9 +91,12 @@ def optimise(
         return state, {**info, "validation": state.best_score, "done": done}
 
     def params(state: OptimiseState) -> Params:
-        return state.average if validation is None else state.best
+        if validation is None:
+            return state.average
+        scored = state.best_score > -jnp.inf  # before the first score, the average: never the starting point
+        return jax.tree.map(lambda best, last: jnp.where(scored, best, last), state.best, state.average)
 
-    return Algorithm(init, step, params, target.spec)
+    return Algorithm(init, step, params, target.spec, partial(require_training_data, target))
 
 
 def _scored(target: Target, validation: Batch) -> Callable:

@@ -52,6 +52,9 @@ def rms(decay: float = 0.99, damping: float = 1e-2, freeze_after: int | None = N
         datum here.
     """
 
+    if freeze_after is not None and freeze_after < 1:
+        raise ValueError(f"freeze_after must be at least 1: G needs a gradient to start from. Got {freeze_after}.")
+
     def init(params):
         return jax.tree.map(jnp.zeros_like, params)
 

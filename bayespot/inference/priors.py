@@ -31,11 +31,11 @@ def prior(distribution: Callable) -> Prior:
     return log_density
 
 
-_NOT_CENTRED = ("frequencies", "mixing", "sigma", "epsilon")
+_NOT_CENTRED = ("frequencies", "frequency", "mixing", "sigma", "epsilon", "lambda", "A", "B")
 
 
 def _skipped(name: str, skip: tuple[str, ...]) -> bool:
-    return any(word in name for word in skip)
+    return not set(skip).isdisjoint(name.split("/"))
 
 
 def flat() -> Prior:
@@ -48,7 +48,7 @@ def normal(scale: float = 1.0, skip: tuple[str, ...] = _NOT_CENTRED) -> Prior:
 
     Args:
         scale: standard deviation.
-        skip: parameters whose path contains one of these words get none, because zero is no sensible centre for
+        skip: parameters with one of these names get none, because zero is no sensible centre for
             them: radial frequencies, mixing of species, constants of classical potentials.
     """
     import numpyro.distributions as dist

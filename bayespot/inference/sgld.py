@@ -21,6 +21,7 @@ Reference:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 
 from bayespot.inference.algorithm import Algorithm
 from bayespot.inference.preconditioner import Preconditioner, identity
-from bayespot.inference.target import Batch, Target, TargetState
+from bayespot.inference.target import Batch, Target, TargetState, require_training_data
 from bayespot.tree import noise
 from bayespot.typing import Array, Key, Params
 
@@ -84,4 +85,5 @@ def sgld(
             **info,
         }
 
-    return Algorithm(init, step, lambda state: state.params, target.spec)
+    check = partial(require_training_data, target)
+    return Algorithm(init, step, lambda state: state.params, target.spec, check)

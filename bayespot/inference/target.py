@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bayespot.tree import length
 from bayespot.typing import Key, Params, PyTree, Scalar, Spec
 
 TargetState = PyTree
@@ -30,6 +31,7 @@ class Target(NamedTuple):
             what early stopping watches.
         size: ``N``, number of data.
         spec: of the potential inside, so that its posterior can rebuild it.
+        check: raises ``ValueError`` for data that the target cannot score (host).
     """
 
     initial: Callable[[Key], Params]
@@ -38,8 +40,20 @@ class Target(NamedTuple):
     metrics: Callable[[Params, Batch], dict[str, Scalar]]
     size: int
     spec: Spec
+    check: Callable[[Batch], None] = lambda data: None
 
 
 def initial(key: Key, target: Target, chains: int) -> Params:
     """Starting points of ``chains`` independent chains or ensemble members, stacked along a leading axis."""
     return jax.vmap(target.initial)(jax.random.split(key, chains))
+
+
+def require_training_data(target: Target, data: Batch) -> None:
+    """Refuse data other than those the target was made for: their number weighs the prior against the likelihood.
+
+    Raises:
+        ValueError: for another number of frames, or data that the target cannot score.
+    """
+    if (frames := length(data)) != target.size:
+        raise ValueError(f"The target was made for {target.size} frames. Got {frames}. Make it from these data.")
+    target.check(data)

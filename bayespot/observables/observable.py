@@ -129,7 +129,7 @@ def sound(trajectories: Trajectory) -> np.ndarray:
 def _with_axes(trajectories: Trajectory) -> Trajectory:
     dimensions = trajectories.frames.energy.ndim
     if dimensions == 1:
-        return jax.tree.map(lambda x: jnp.asarray(x)[None, None], trajectories)
+        return jax.tree.map(lambda x: x[None, None], trajectories)
     if dimensions != 3:
         raise ValueError(
             "Frames need the axes (T,) of a single run or (S, R, T) of samples × replicas. "

@@ -106,6 +106,8 @@ def add(*parts: Potential) -> Potential:
         raise ValueError("add needs at least one potential. Got none.")
     known = [set(p.species) for p in parts if p.species]
     species = tuple(sorted(set.intersection(*known))) if known else ()
+    if known and not species:
+        raise ValueError(f"The parts must share a species. Got {[p.species for p in parts]}.")
 
     def init(key: Key) -> Params:
         keys = jax.random.split(key, len(parts))

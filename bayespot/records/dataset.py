@@ -218,11 +218,6 @@ def flatten(batch: Dataset, capacity: int) -> Graph:
     return Graph(flat, Neighbors(index, rows(batch.neighbors.shift)), structure, atom)
 
 
-def largest_total(counts: np.ndarray, batch: int) -> int:
-    """Largest number of atoms that ``batch`` different frames of these atom counts can hold."""
-    return int(np.sort(counts)[-batch:].sum())
-
-
 def single(data: Dataset, index: int | np.integer) -> tuple[System, Neighbors]:
     """System and neighbours of one frame, padding included."""
     return jax.tree.map(lambda x: x[index], (data.system, data.neighbors))

@@ -26,7 +26,8 @@ class PosteriorSamples:
         log_weight: unnormalised log weights ``(S,)``; all equal for MCMC and ensembles.
         chain: that the sample comes from, ``(S,)``.
         draw: number of the draw within its chain, ``(S,)``.
-        log_density: log posterior density per datum, up to a constant, ``(S,)``.
+        log_density: log posterior density per datum, up to a constant, ``(S,)``, as the last step before the draw
+            estimated it: from its minibatch, at the parameters that the step started from.
         status: a ``Status``, one number per sample, ``(S,)``.
         history: curves of the chain that the draw comes from, e.g. its loss, name → ``(S, n)``.
         spec: the potential's specification as JSON, from which ``bayespot.build`` makes it again.

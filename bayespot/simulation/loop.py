@@ -13,13 +13,13 @@ from bayespot.batching import default_batch_size
 from bayespot.checkpoint import checkpoint as open_checkpoint
 from bayespot.checkpoint import fingerprint
 from bayespot.errors import Status
-from bayespot.potentials.neighbor_list import larger, neighbor_list
+from bayespot.potentials.neighbor_list import NeighborList, larger, neighbor_list
 from bayespot.potentials.potential import Potential
 from bayespot.records.system import System
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.simulation.chunk import Run, chunk, starter
 from bayespot.simulation.ensemble import Ensemble
-from bayespot.tree import length, replace
+from bayespot.tree import replace
 from bayespot.typing import Key, Params, PyTree
 
 
@@ -39,6 +39,7 @@ class Plan(NamedTuple):
     skin: float
     max_kT: float
     batch_size: int
+    samples: int
 
 
 def plan(
@@ -73,7 +74,9 @@ def plan(
         max_kT = 10 * ensemble.kT if ensemble.kT > 0 else 1.0
     runs = samples * replicas
     batch_size = min(default_batch_size(runs) if batch_size is None else batch_size, runs)
-    return Plan(steps, every, equilibration, replicas, max(chunk, every), float(skin), float(max_kT), batch_size)
+    return Plan(
+        steps, every, equilibration, replicas, max(chunk, every), float(skin), float(max_kT), batch_size, samples
+    )
 
 
 def run(
@@ -94,7 +97,7 @@ def run(
     from tqdm.auto import tqdm
 
     start = _checked(start, potential)
-    samples = length(params)
+    samples = plan.samples
     store = None
     if checkpoint is not None:
         facts = [potential.spec, ensemble.spec, plan._asdict()]
@@ -143,30 +146,46 @@ def _checked(start: System, potential: Potential) -> System:
 
 
 def _begin(key, potential, params, start, ensemble, plan: Plan, neighbors) -> Run:
-    samples = length(params)
+    samples = plan.samples
     sample, replica = np.divmod(np.arange(samples * plan.replicas, dtype=np.int32), np.int32(plan.replicas))
     runs = Run(jnp.asarray(sample), jnp.asarray(replica), {}, jnp.full(len(sample), -1, jnp.int32))
-    return jax.jit(starter(potential, ensemble, neighbors, plan.batch_size))(key, runs, params, start)
+    facts = _facts(potential, ensemble, start, plan, neighbors.capacity)
+    return _starter(*facts, plan.batch_size)(key, runs, params, start)
 
 
 def _compiled(potential: Potential, start: System, ensemble: Ensemble, plan: Plan, limits: dict) -> Callable:
     """The jitted chunk for these capacities."""
     capacity = (int(limits["capacity"][0]), int(limits["capacity"][1]))
     frames = min(plan.chunk, plan.steps) // plan.every
+    facts = _facts(potential, ensemble, start, plan, capacity)
+    return _program(*facts, max_kT=plan.max_kT, frames=frames, batch_size=plan.batch_size)
+
+
+def _facts(potential: Potential, ensemble: Ensemble, start: System, plan: Plan, capacity: tuple[int, int]) -> tuple:
+    """What the compiled programs depend on; hashable."""
     box = tuple(map(tuple, np.asarray(start.box).tolist()))
-    facts = (len(start.species), box, plan.skin, capacity, plan.max_kT, frames, plan.batch_size)
-    return _program(potential.atom_energies, potential.cutoff, ensemble._replace(spec=()), *facts)
+    list_ = (len(start.species), box, plan.skin, capacity)
+    return potential.atom_energies, potential.cutoff, ensemble._replace(spec=()), list_
 
 
 @lru_cache(maxsize=8)
-def _program(atom_energies, cutoff, ensemble, atoms, box, skin, capacity, max_kT, frames, batch_size) -> Callable:
+def _starter(atom_energies, cutoff, ensemble, list_, batch_size) -> Callable:
+    """The compiled ``starter``: the same for the same facts."""
+    return jax.jit(starter(*_rebuilt(atom_energies, cutoff, ensemble, list_), batch_size))
+
+
+@lru_cache(maxsize=8)
+def _program(atom_energies, cutoff, ensemble, list_, *, max_kT, frames, batch_size) -> Callable:
     """The same program for the same facts, so that a second call with this potential does not compile again."""
-    potential = Potential(lambda key: {}, atom_energies, cutoff, (), {})
+    rebuilt = _rebuilt(atom_energies, cutoff, ensemble, list_)
+    return jax.jit(chunk(*rebuilt, skin=list_[2], max_kT=max_kT, frames=frames, batch_size=batch_size))
+
+
+def _rebuilt(atom_energies, cutoff, ensemble, list_) -> tuple[Potential, Ensemble, NeighborList]:
+    atoms, box, skin, capacity = list_
     shape = System(np.zeros((atoms, 3)), np.ones(atoms, np.int32), np.asarray(box))
-    neighbors = neighbor_list(shape, cutoff, skin, capacity)
-    return jax.jit(
-        chunk(potential, ensemble, neighbors, skin=skin, max_kT=max_kT, frames=frames, batch_size=batch_size)
-    )
+    potential = Potential(lambda key: {}, atom_energies, cutoff, (), {})
+    return potential, ensemble, neighbor_list(shape, cutoff, skin, capacity)
 
 
 def _pieces(plan: Plan) -> list[tuple[int, int, int]]:

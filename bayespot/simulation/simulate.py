@@ -47,7 +47,8 @@ def simulate(
         every: steps between frames; must divide ``steps``.
         equilibration: steps before them, which are not recorded.
         chunk: steps per call of compiled code; progress, checkpoints and list repairs happen between chunks.
-        skin: of the neighbour lists [Å]; it affects speed, not results.
+        skin: of the neighbour lists [Å]; it affects speed, not results, except that an atom which moves
+            farther than half of it in one step counts as unstable.
         max_kT: kinetic temperature [eV] beyond which a run counts as unstable; default ten times the ensemble's, or
             1 eV where it has none.
         checkpoint: folder for states and frames; a second call with the same arguments resumes from it.

@@ -19,7 +19,7 @@ import numpy as np
 from bayespot.inference.priors import Prior
 from bayespot.inference.target import Target
 from bayespot.potentials.potential import Potential, check_compatible
-from bayespot.records.dataset import Dataset, flatten, largest_total
+from bayespot.records.dataset import Dataset, flatten
 from bayespot.records.system import volume
 from bayespot.tree import replace, total
 from bayespot.typing import Array, Float, Key, Params, Scalar
@@ -66,8 +66,14 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
         ValueError: if the potential does not know a species, its cutoff is longer than that of the data's neighbours,
             a scale is not positive, or none of the labels in use occurs in the data.
     """
-    check_compatible(potential, data)
     scales = _checked_scales(noise, data)
+
+    def check(other: Dataset) -> None:
+        check_compatible(potential, other)
+        if not any(bool(getattr(other, f"has_{label}").any()) for label in scales):
+            raise ValueError(f"{other.source} has none of the labels {list(scales)} that the target compares.")
+
+    check(data)
     counts, size = data.atom_counts, len(data)
 
     def initial(key: Key) -> Params:
@@ -110,7 +116,7 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
             out[f"{label}_rmse"] = jnp.sqrt(jnp.where(mask, error**2, 0.0).sum() / jnp.maximum(number, 1))
         return out
 
-    return Target(initial, lambda key, params: (), value_and_grad, metrics, size, potential.spec)
+    return Target(initial, lambda key, params: (), value_and_grad, metrics, size, potential.spec, check)
 
 
 def _checked_scales(noise: Noise, data: Dataset) -> dict[str, float]:
@@ -141,7 +147,7 @@ def _capacity(counts: np.ndarray | None, frames: int, atoms: int) -> int:
     if counts is None or frames > len(counts):
         return frames * atoms
     typical = counts.mean() * frames + 5 * counts.std() * frames**0.5
-    return min(int(-(-typical // 32) * 32), largest_total(counts, frames), frames * atoms)
+    return min(int(-(-typical // 32) * 32), frames * atoms)
 
 
 def residuals(
@@ -162,8 +168,7 @@ def residuals(
     def at(capacity):
         return lambda batch: _flat_residuals(potential, params, batch, capacity, with_stress)
 
-    never_longer = capacity == frames * atoms or (counts is not None and capacity >= largest_total(counts, frames))
-    if never_longer:
+    if capacity == frames * atoms:
         return at(capacity)(batch)
     fits = (batch.system.species > 0).sum() <= capacity
     return jax.lax.cond(fits, at(capacity), at(frames * atoms), batch)

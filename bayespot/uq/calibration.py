@@ -42,20 +42,24 @@ class Reliability:
     count: int
 
 
-def z_scores(prediction: Prediction, data: Dataset, quantity: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def z_scores(
+    prediction: Prediction, data: Dataset, quantity: str, noise: float | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Errors over predicted standard deviations, their degrees of freedom, and the frame of each (host).
 
     Args:
         prediction: for the frames of ``data``.
         data: with labels that were not used for training.
         quantity: ``"energy"`` (per atom), ``"forces"`` or ``"stress"``.
+        noise: standard deviation of the label noise, in the unit of the quantity; default what the samples inferred.
 
     Returns:
         ``z``, degrees of freedom of Student's t (S − 1 where the spread of the samples prevails, growing without limit
         where known noise does; Welch and Satterthwaite), and number of the frame, all ``(n,)``.
 
     Raises:
-        ValueError: for an unknown quantity, no labels, or a predicted standard deviation of zero.
+        ValueError: for an unknown quantity, no labels, a predicted standard deviation of zero, or noise that neither
+            the samples carry nor the argument tells.
     """
     found = residuals(prediction, data)
     if quantity not in found or not found[quantity][1].any():
@@ -65,7 +69,12 @@ def z_scores(prediction: Prediction, data: Dataset, quantity: str) -> tuple[np.n
     if quantity == "energy":
         epistemic = epistemic / np.maximum(data.atom_counts, 1)
     samples = _number(prediction)
-    known = float(prediction.noise.get(quantity, 0.0)) ** 2
+    if noise is None and quantity not in prediction.noise:
+        raise ValueError(
+            f"The samples do not carry the noise of {quantity} labels (it was fixed, or they come from elsewhere). "
+            "Pass its standard deviation as noise=…, or noise=0.0 for exact labels."
+        )
+    known = float(prediction.noise[quantity] if noise is None else noise) ** 2
     spread = epistemic[mask] ** 2 * (1.0 + 1.0 / samples)
     variance = spread + known
     if not (variance > 0).all():
@@ -80,7 +89,9 @@ def _number(prediction: Prediction) -> float:
     return float(weight.sum() ** 2 / (weight**2).sum())
 
 
-def coverage(prediction: Prediction, data: Dataset, quantity: str, levels=LEVELS) -> Reliability:
+def coverage(
+    prediction: Prediction, data: Dataset, quantity: str, levels=LEVELS, noise: float | None = None
+) -> Reliability:
     """Share of held-out labels inside their predictive intervals, by promised probability.
 
     Args:
@@ -88,6 +99,7 @@ def coverage(prediction: Prediction, data: Dataset, quantity: str, levels=LEVELS
         data: with labels that were not used for training.
         quantity: ``"energy"`` (per atom), ``"forces"`` or ``"stress"``.
         levels: promised probabilities.
+        noise: as in ``z_scores``.
 
     Raises:
         ValueError: as ``z_scores``, or for levels outside (0, 1).
@@ -95,7 +107,7 @@ def coverage(prediction: Prediction, data: Dataset, quantity: str, levels=LEVELS
     levels = np.asarray(levels, np.float64)
     if levels.ndim != 1 or not ((levels > 0) & (levels < 1)).all():
         raise ValueError(f"levels must be probabilities between 0 and 1. Got {levels}.")
-    z, freedom, frame = z_scores(prediction, data, quantity)
+    z, freedom, frame = z_scores(prediction, data, quantity, noise)
     promised = 2.0 * stats.t.cdf(np.abs(z), freedom) - 1.0
     inside = promised[:, None] <= levels
     observed = inside.mean(0)

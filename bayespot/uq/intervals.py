@@ -48,6 +48,11 @@ def interval(observed: Observed, level: float = 0.95, kind: str | None = None, f
         )
     observed, dropped = _sound(observed, failed)
     parts = components(observed)
+    if parts.number < 2 - 1e-9:
+        raise ValueError(
+            f"A credible interval needs at least two effective samples. Got {parts.number:.2f}: the weights rest on a "
+            "single one. Draw new samples instead of reweighting."
+        )
     few = parts.number * (1.0 - level) < 2.0 - 1e-9
     if few and kind in ("equal_tailed", "highest_density"):
         raise ValueError(
@@ -109,8 +114,10 @@ def _raw(observed: Observed, parts: Components, level: float, kind: str) -> Floa
     flat = means.reshape(len(means), -1)
     order = np.argsort(flat, axis=0)
     weight = np.exp(np.asarray(observed.log_weight, np.float64) - np.max(observed.log_weight))
-    # Positions k/(n + 1): a further draw falls outside the interval with probability 1 − level also for finite n.
-    position = np.cumsum((weight / weight.sum())[order], axis=0) * parts.number / (parts.number + 1)
+    # Symmetric positions, k/(n + 1) for equal weights and independent draws: a further draw then falls outside the
+    # interval with probability 1 − level also for finite n.
+    share = (weight / weight.sum())[order]
+    position = 0.5 + (np.cumsum(share, axis=0) - 0.5 * share - 0.5) * parts.number / (parts.number + 1)
     ends = _equal_tailed if kind == "equal_tailed" else _highest_density
     columns = [ends(v, p, level) for v, p in zip(np.take_along_axis(flat, order, 0).T, position.T, strict=True)]
     return np.moveaxis(np.array(columns).reshape(*means.shape[1:], 2), -1, 0)

@@ -52,7 +52,12 @@ def trajectory(frames=8, atoms=12, seed=0) -> Trajectory:
 
 
 def value(observable, run):
-    return np.asarray(observe(observable, run, blocks=1).value[0, 0])
+    return np.asarray(observe(observable, jax.tree.map(np.asarray, run), blocks=1).value[0, 0])
+
+
+def values_of(observable, frames):
+    """The observable of every frame."""
+    return jax.jit(jax.vmap(observable.frame))(frames)
 
 
 @pytest.fixture(params=OBSERVABLES)
@@ -73,8 +78,8 @@ def test_uniform_weights_are_the_plain_mean_of_the_frames(observable):
     run = trajectory()
     if observable.prepare is not None:
         observable = observable.prepare(jax.tree.map(lambda x: x[None, None], run))
-    values = jnp.stack([observable.frame(jax.tree.map(lambda x, t=t: x[t], run.frames)) for t in range(8)])
-    combined = observable.combine(values, np.full(8, 1 / 8))
+    values = values_of(observable, run.frames)
+    combined = jax.jit(lambda x: observable.combine(x, np.full(8, 1 / 8)))(values)
     if name not in RATIOS:
         np.testing.assert_allclose(combined, np.mean(values, axis=0), rtol=1e-13)
     np.testing.assert_allclose(value(OBSERVABLES[name], run), combined, rtol=1e-12, atol=1e-14)
@@ -85,7 +90,7 @@ def test_weights_select_frames(name):
     observable = OBSERVABLES[name]
     run = trajectory()
     prepared = observable.prepare(jax.tree.map(lambda x: x[None, None], run)) if observable.prepare else observable
-    values = jnp.stack([prepared.frame(jax.tree.map(lambda x, t=t: x[t], run.frames)) for t in range(8)])
+    values = values_of(prepared, run.frames)
     weights = np.array([0, 0, 0.5, 0, 0, 0, 0.5, 0.0])
     two = jnp.array([2, 6])
     only = replace(run, frames=jax.tree.map(lambda x: x[two], run.frames), time=run.time[two])

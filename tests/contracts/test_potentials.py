@@ -85,11 +85,17 @@ def molecule(name: str, seed: int = 0, atoms: int = 4) -> System:
     return system(position, np.resize(species, atoms))
 
 
-def listed(name: str, sys: System, extra: float = 0.0) -> Neighbors:
+def padded(sys: System, atoms: int) -> System:
+    """The system with padding up to so many atoms, so that tests share what is compiled."""
+    missing = atoms - len(sys.species)
+    return System(jnp.pad(sys.position, ((0, missing), (0, 0))), jnp.pad(sys.species, (0, missing)), sys.box)
+
+
+def listed(name: str, sys: System, extra: float = 0.0, spare: int = 0) -> Neighbors:
     """Neighbours, padded to a multiple of 32 so that the tests share what is compiled."""
     nbrs = neighbors(sys, member(name).potential.cutoff + extra)
     n, k = nbrs.index.shape
-    missing = -k % 32
+    missing = -k % 32 + spare
     index = jnp.pad(nbrs.index, ((0, 0), (0, missing)), constant_values=n)
     return Neighbors(index, jnp.pad(nbrs.shift, ((0, 0), (0, missing), (0, 0))))
 
@@ -97,6 +103,11 @@ def listed(name: str, sys: System, extra: float = 0.0) -> Neighbors:
 @cache
 def compiled(name: str):
     return jax.jit(energy_and_forces(member(name).potential))
+
+
+@cache
+def compiled_stress(name: str):
+    return jax.jit(energy_forces_stress(member(name).potential))
 
 
 @cache
@@ -176,7 +187,7 @@ def test_forces_are_minus_the_gradient(name):
 def test_stress_is_the_strain_derivative(name):
     sys = crystal(name)
     nbrs, params = listed(name, sys, extra=0.05), parameters(name)
-    _, _, sigma = jax.jit(energy_forces_stress(member(name).potential))(params, sys, nbrs)
+    _, _, sigma = compiled_stress(name)(params, sys, nbrs)
 
     def strained(a, b, h):
         deformation = np.eye(3)
@@ -193,9 +204,7 @@ def test_stress_is_the_strain_derivative(name):
 
 def test_stress_of_an_open_system_is_nan(name):
     sys = molecule(name)
-    energy, force, sigma = jax.jit(energy_forces_stress(member(name).potential))(
-        parameters(name), sys, listed(name, sys)
-    )
+    energy, force, sigma = compiled_stress(name)(parameters(name), sys, listed(name, sys))
     assert np.isfinite(energy)
     assert np.isfinite(force).all()
     assert np.isnan(sigma).all()
@@ -236,16 +245,13 @@ def test_smooth_where_a_neighbour_crosses_the_cutoff(name):
 def test_padding_changes_nothing(name):
     sys = crystal(name)
     n, params = len(sys.species), parameters(name)
-    padded = System(jnp.pad(sys.position, ((0, 3), (0, 0))), jnp.pad(sys.species, (0, 3)), sys.box)
-    plain = neighbors(sys, member(name).potential.cutoff)
-    energy, force = compiled(name)(params, sys, plain)
-    wide = listed(name, padded)
-    assert wide.index.shape[1] > plain.index.shape[1]
-    energy_wide, force_wide = compiled(name)(params, padded, wide)
+    energy, force = compiled(name)(params, sys, listed(name, sys))
+    more, wide = padded(sys, n + 3), listed(name, padded(sys, n + 3), spare=5)
+    energy_wide, force_wide = compiled(name)(params, more, wide)
     np.testing.assert_allclose(energy_wide, energy, rtol=1e-12)
     np.testing.assert_allclose(force_wide[:n], force, atol=1e-11 * np.abs(force).max())
     assert (force_wide[n:] == 0).all()
-    assert (energies(name, padded, wide)[n:] == 0).all()
+    assert (energies(name, more, wide)[n:] == 0).all()
 
 
 def test_neighbours_beyond_the_cutoff_change_nothing(name):
@@ -272,7 +278,9 @@ def test_flattened_minibatch_equals_single_systems(name):
     (_, u), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(graph.system.position)
     split = np.asarray(jax.ops.segment_sum(u, graph.structure, len(systems) + 1))
     for m, sys in enumerate(systems):
-        energy, force = compiled(name)(params, sys, listed(name, sys))
+        single = padded(sys, 4)
+        energy, force = compiled(name)(params, single, listed(name, single))
+        force = force[: len(sys.species)]
         np.testing.assert_allclose(split[m], energy, rtol=1e-11, atol=1e-12)
         np.testing.assert_allclose(-gradient[graph.structure == m], force, atol=1e-10 * max(1.0, np.abs(force).max()))
     assert split[-1] == 0
@@ -288,8 +296,7 @@ def test_vmap_over_parameters_equals_a_loop(name):
         assert few == [{}] * 3  # a potential without parameters has nothing to stack
         return
     batched = jax.jit(jax.vmap(potential.energy, (0, None, None)))(stack(few), sys, nbrs)
-    single = jax.jit(potential.energy)
-    looped = [single(p, sys, nbrs) for p in few]
+    looped = [per_atom(name)(p, sys, nbrs).sum() for p in few]
     np.testing.assert_allclose(batched, np.array(looped), rtol=1e-6)  # parameters of networks are float32
     assert len(np.unique(looped)) == 3
 
@@ -308,9 +315,10 @@ def test_atoms_beyond_the_cutoff_are_alone(name):
     potential, species, _ = member(name)
     pair = np.resize(species, 2)
     far = system([[0, 0, 0], [potential.cutoff + 0.01, 0, 0]], pair)
+    far = padded(far, 4)
     u = energies(name, far, listed(name, far, extra=1.0))
-    alone = [energies(name, system([[0, 0, 0]], [z]))[0] for z in pair]
-    np.testing.assert_allclose(u, np.array(alone), atol=1e-13)
+    alone = [energies(name, padded(system([[0, 0, 0]], [z]), 4))[0] for z in pair]
+    np.testing.assert_allclose(u[:2], np.array(alone), atol=1e-13)
 
 
 @pytest.mark.parametrize("repeat", [(1, 1, 1), (2, 1, 1)])
@@ -324,19 +332,20 @@ def test_small_cell_equals_its_supercell(name, repeat):
         np.tile(sys.species, len(copies)),
         np.stack([3 * a, 2 * b, 2 * c]),
     )
-    params = parameters(name)
+    assert n == np.prod(repeat)
+    params, sys, large = parameters(name), padded(sys, 4), padded(large, 24)
     energy, force = compiled(name)(params, sys, listed(name, sys))
     energy_large, force_large = compiled(name)(params, large, listed(name, large))
+    force, force_large = force[:n], force_large[: n * len(copies)]
     assert abs(energy) > 1e-3
     np.testing.assert_allclose(energy_large / len(copies), energy, rtol=1e-10)
     scale = max(1e-3, np.abs(force).max())
     np.testing.assert_allclose(force_large, np.tile(force, (len(copies), 1)), atol=1e-9 * scale)
-    assert n == np.prod(repeat)
 
 
 def test_unknown_species_are_nan_and_refused(name):
     potential, species, _ = member(name)
-    sys = molecule(name, atoms=3)
+    sys = molecule(name)
     strange = replace(sys, species=sys.species.at[1].set(79))
     u = energies(name, strange)
     data = dataset([strange], cutoff=potential.cutoff)

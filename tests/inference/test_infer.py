@@ -169,3 +169,33 @@ def test_bootstrapped_chains_see_only_their_own_frames(key):
     np.testing.assert_allclose(samples.params["a"], np.stack([exact, exact]), atol=1e-3)
     with pytest.raises(ValueError, match="for each of the 3 chains"):
         infer(key, sgld(TARGET, constant(1e-3)), initial(key, TARGET, 3), DATA, steps=10, rows=rows, progress=False)
+
+
+def test_a_checkpoint_of_another_algorithm_or_other_data_is_refused(key, tmp_path):
+    params = initial(key, TARGET, 1)
+
+    def run(algorithm, data):
+        return infer(key, algorithm, params, data, steps=30, batch_size=8, checkpoint=str(tmp_path), progress=False)
+
+    run(sgld(TARGET, constant(1e-3)), DATA)
+    run(sgld(TARGET, constant(1e-3)), DATA)
+    for algorithm, data in (
+        (sgld(TARGET, constant(1e-3), temperature=2.0), DATA),
+        (sgld(TARGET, constant(2e-3)), DATA),
+        (sgld(TARGET, constant(1e-3)), {**DATA, "y": DATA["y"] + 1.0}),
+    ):
+        with pytest.raises(ValueError, match="belongs to one run"):
+            run(algorithm, data)
+
+
+def test_a_run_that_ends_before_the_first_score_returns_trained_parameters(key):
+    algorithm = optimise(TARGET, optax.adam(1e-2), validation=DATA, every=100)
+    start = initial(key, TARGET, 1)
+    samples = infer(key, algorithm, start, DATA, steps=50, batch_size=8, progress=False)
+    assert float(jnp.abs(samples.params["a"] - start["a"]).max()) > 0.05
+
+
+def test_other_data_than_the_targets_are_refused(key):
+    fewer = jax.tree.map(lambda x: x[:32], DATA)
+    with pytest.raises(ValueError, match=r"made for 64 frames\. Got 32"):
+        infer(key, sgld(TARGET, constant(1e-3)), initial(key, TARGET, 1), fewer, steps=10, progress=False)

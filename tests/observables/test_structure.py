@@ -14,10 +14,11 @@ from bayespot.records.trajectory import Frame, Trajectory
 
 
 def run_of(systems) -> Trajectory:
-    system = jax.tree.map(lambda *x: jnp.stack(x), *systems)
+    """The systems as frames of one run, in the memory of the host."""
+    system = jax.tree.map(lambda *x: np.stack(x), *systems)
     t, n = system.species.shape
-    frames = Frame(system, jnp.zeros((t, n, 3)), jnp.zeros(t), jnp.zeros((t, 3, 3)))
-    return Trajectory(frames, jnp.arange(t) * 1.0, jnp.array(0), jnp.array(float(t)))
+    frames = Frame(system, np.zeros((t, n, 3)), np.zeros(t), np.zeros((t, 3, 3)))
+    return Trajectory(frames, np.arange(t) * 1.0, np.array(0), np.array(float(t)))
 
 
 def value(observable, systems):
@@ -28,7 +29,7 @@ def test_rdf_of_an_ideal_gas_is_one_minus_one_over_n():
     rng = np.random.default_rng(0)
     n, frames, edge = 20, 2000, 10.0
     species = jnp.asarray([1] * 5 + [2] * 15, jnp.int32)
-    systems = [System(jnp.asarray(rng.uniform(0, edge, (n, 3))), species, edge * jnp.eye(3)) for _ in range(frames)]
+    systems = [System(rng.uniform(0, edge, (n, 3)), np.asarray(species), edge * np.eye(3)) for _ in range(frames)]
     # Expected number of pairs per bin is large; the count is Poisson-like: relative error 1/sqrt(count); 4.5 sigma of
     # 3 × 5 bins has a chance of 1e-4 to fail, and the seed is fixed.
     for pair, expected, pairs in [(None, 1 - 1 / n, n * (n - 1) / 2), ((1, 1), 1 - 1 / 5, 10), ((1, 2), 1.0, 75)]:
@@ -131,12 +132,12 @@ def test_without_preparation_bins_beyond_half_the_box_are_nan_not_wrong():
     atoms = bulk("Si", "diamond", a=5.43, cubic=True)
     frame = jax.tree.map(lambda x: x[0], run_of([from_ase(atoms)]).frames)
     observable = rdf(6.0, 60)
-    bare, prepared = np.asarray(observable.frame(frame)), value(observable, [from_ase(atoms)])
+    bare, prepared = np.asarray(jax.jit(observable.frame)(frame)), value(observable, [from_ase(atoms)])
     inside = np.linspace(0, 6.0, 61)[1:] <= 5.43 / 2
     np.testing.assert_allclose(bare[inside], prepared[inside], rtol=1e-12)
     assert np.isnan(bare[~inside]).all()
-    assert np.isnan(np.asarray(adf(2.8).frame(frame))).all()
-    assert np.isfinite(np.asarray(adf(2.5).frame(frame))).all()
+    assert np.isnan(np.asarray(jax.jit(adf(2.8).frame)(frame))).all()
+    assert np.isfinite(np.asarray(jax.jit(adf(2.5).frame)(frame))).all()
 
 
 def test_a_failed_run_does_not_decide_the_sizes():

@@ -120,7 +120,7 @@ def test_reverse_slots_point_back():
     sys = compressed()
     nbrs = neighbors(sys, 3.6, capacity=20)
     vectors, mask = displacements(sys, nbrs)
-    slots = np.asarray(reverse_slots(nbrs))
+    slots = np.asarray(jax.jit(reverse_slots)(nbrs))
     index = np.asarray(nbrs.index)
     assert (slots[~mask] == 20).all()
     for i, s in np.argwhere(mask):
@@ -135,7 +135,7 @@ def test_lists_of_simulations_give_the_same_energies():
     made = neighbor_list(sys, potential.cutoff, skin)
     listed, needed = jax.jit(made.update)(sys)
     assert (np.asarray(needed) <= made.capacity).all()
-    params, energies = potential.init(jax.random.key(0)), jax.jit(potential.atom_energies)
+    params, energies = jax.jit(potential.init)(jax.random.key(0)), jax.jit(potential.atom_energies)
     step = 0.49 * skin * np.array([[0.6, -0.48, 0.64], [-0.64, 0.6, 0.48]])
     for moved in (sys, replace(sys, position=sys.position + step)):
         exact = neighbors(moved, potential.cutoff, made.capacity[0])
@@ -185,7 +185,7 @@ def test_interaction_equals_loops_over_triplets():
     r = jnp.linalg.norm(vectors, axis=-1)
     x = jnp.minimum(r / cutoff, 1.0)
     cut = jnp.where(r < cutoff, envelope(x, 6), 0.0)[..., None, None]
-    legendre = triplet_basis(vectors / r[..., None], 4)
+    legendre = jax.jit(triplet_basis, static_argnums=1)(vectors / r[..., None], 4)
     random = np.random.default_rng(0)
     message, rbf = (
         random.normal(size=(*r.shape, 8)),
@@ -194,8 +194,13 @@ def test_interaction_equals_loops_over_triplets():
     source = (jnp.where(mask, nbrs.index, 0), reverse_slots(nbrs))
     inputs = (message, rbf, cut * spherical_bessel_basis(x, 4, 3), legendre, source)
     module = Interaction(angle_width=5, basis_width=4)
-    variables = module.init(jax.random.key(0), *inputs)
-    _, state = module.apply(variables, *inputs, capture_intermediates=lambda m, _: m.name == "Residual_0", mutable=True)
+    variables = jax.jit(module.init)(jax.random.key(0), *inputs)
+
+    @jax.jit
+    def apply(variables, *inputs):
+        return module.apply(variables, *inputs, capture_intermediates=lambda m, _: m.name == "Residual_0", mutable=True)
+
+    _, state = apply(variables, *inputs)
     value = state["intermediates"]["Residual_0"]["__call__"][0]
     before = explicit_interaction(variables["params"], message, rbf, sys, nbrs, cutoff)
     w = jax.tree.map(lambda x: np.asarray(x, float), variables["params"]["Residual_0"])
@@ -209,7 +214,7 @@ def test_interaction_equals_loops_over_triplets():
 def test_angles_are_seen_where_distances_alone_say_nothing(blocks, sees_angles):
     """Bending a molecule whose ends are out of each other's sight."""
     potential = small(blocks=blocks)
-    params, compiled = potential.init(jax.random.key(0)), jax.jit(potential.energy)
+    params, compiled = jax.jit(potential.init)(jax.random.key(0)), jax.jit(potential.energy)
 
     def energy(angle):
         sys = system([[0, 0, 0], [2.5, 0, 0], [2.5 * np.cos(angle), 2.5 * np.sin(angle), 0]], [14, 14, 14])
@@ -220,7 +225,7 @@ def test_angles_are_seen_where_distances_alone_say_nothing(blocks, sees_angles):
 
 def test_collinear_atoms_have_finite_derivatives():
     potential = small()
-    params, both = potential.init(jax.random.key(0)), energy_and_forces(potential)
+    params, both = jax.jit(potential.init)(jax.random.key(0)), energy_and_forces(potential)
     sys = system([[0, 0, -2.0], [0, 0, 0], [0, 0, 2.0], [0, 0, 4.0]], [14] * 4)
     nbrs = neighbors(sys, 3.6)
     _, force = jax.jit(both)(params, sys, nbrs)
@@ -245,7 +250,7 @@ def test_default_size():
 
 def test_species_are_distinguished():
     potential = small((8, 14))
-    params, energy = potential.init(jax.random.key(0)), jax.jit(potential.energy)
+    params, energy = jax.jit(potential.init)(jax.random.key(0)), jax.jit(potential.energy)
     energies = []
     for pair in [(8, 8), (8, 14), (14, 14)]:
         sys = system([[0, 0, 0], [2.0, 0, 0]], pair)

@@ -1,5 +1,7 @@
 """Data sets and neighbours: against ASE's neighbour list in skewed and small cells; padding, flattening, slicing."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,13 @@ from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
 
-from bayespot.records.dataset import Dataset, dataset, flatten, largest_total, single, with_cutoff
+from bayespot.records.dataset import Dataset, dataset, flatten, single, with_cutoff
 from bayespot.records.neighbors import displacements, neighbors
 from bayespot.records.system import System, from_ase, system, to_ase
 
 CUTOFF = 4.2
+
+compiled_displacements = jax.jit(displacements)
 
 
 def frames() -> list[Atoms]:
@@ -31,6 +35,7 @@ def frames() -> list[Atoms]:
     return [small, skewed, slab, wire, molecule, lone, outside, far]
 
 
+@cache
 def labelled() -> Dataset:
     rng = np.random.default_rng(1)
     atoms = frames()
@@ -51,7 +56,7 @@ def sorted_rows(i, vectors) -> np.ndarray:
 
 
 def found(sys, near) -> np.ndarray:
-    vectors, mask = displacements(sys, near)
+    vectors, mask = compiled_displacements(sys, near)
     i, k = np.nonzero(np.asarray(mask))
     return sorted_rows(i, np.asarray(vectors)[i, k])
 
@@ -110,7 +115,7 @@ def test_displacements_have_finite_gradients_at_padding():
         vectors, mask = displacements(System(position, sys.species, sys.box), near)
         return jnp.where(mask, jnp.exp(-jnp.linalg.norm(vectors, axis=-1)), 0.0).sum()
 
-    value, gradient = jax.value_and_grad(total)(sys.position)
+    value, gradient = jax.jit(jax.value_and_grad(total))(sys.position)
     assert float(value) == 0.0
     assert not gradient.any()
 
@@ -170,7 +175,7 @@ def test_flatten_keeps_every_atom_and_pair(spare):
     assert graph.system.species.shape == (capacity,)
     assert np.bincount(graph.structure, minlength=5).tolist() == [*counts, spare]
     assert (np.asarray(graph.system.species) == 0).sum() == spare
-    vectors, mask = displacements(graph.system, graph.neighbors)
+    vectors, mask = compiled_displacements(graph.system, graph.neighbors)
     assert not np.asarray(mask)[11:].any()
     for b, k in enumerate(order):
         atoms = slice(starts[b], starts[b] + counts[b])
@@ -186,16 +191,10 @@ def test_flatten_keeps_every_atom_and_pair(spare):
 
 def test_flatten_gathers_per_atom_labels():
     data = labelled()[:2]
-    graph = flatten(data, 7)
+    graph = jax.jit(flatten, static_argnums=1)(data, 7)
     forces = data.forces.reshape(-1, 3).at[graph.atom].get(mode="fill", fill_value=0)
     np.testing.assert_array_equal(forces[:5], np.concatenate([data.forces[0, :2], data.forces[1, :3]]))
     assert not forces[5:].any()
-
-
-def test_largest_total():
-    counts = np.array([3, 9, 1, 5])
-    assert largest_total(counts, 2) == 14
-    assert largest_total(counts, 10) == 18
 
 
 def test_bad_input_is_refused():

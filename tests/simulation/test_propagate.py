@@ -69,20 +69,19 @@ def test_shapes_times_and_types(runs):
 def test_frames_hold_energy_and_stress_of_their_positions(runs):
     frame = take(runs.frames, (2, 1, 3))
     sys = jax.tree.map(jnp.asarray, frame.system)
-    energy, _, stress = energy_forces_stress(POTENTIAL)(
-        {"sigma": 3.5, "epsilon": 0.0104}, sys, neighbors(sys, POTENTIAL.cutoff)
-    )
+    evaluate = jax.jit(energy_forces_stress(POTENTIAL))
+    energy, _, stress = evaluate({"sigma": 3.5, "epsilon": 0.0104}, sys, neighbors(sys, POTENTIAL.cutoff))
     np.testing.assert_allclose(frame.energy, energy, rtol=1e-12)
     np.testing.assert_allclose(frame.stress, stress, rtol=1e-9, atol=1e-14)
 
 
 def test_results_do_not_depend_on_batches(runs):
-    # 200 fs of a crystal: rounding differences grow, but far less than to 1e-9 of an Å.
-    for size in (2, 6):
-        batched = propagate(
-            jax.random.key(3), POTENTIAL, posterior(), argon(), ENSEMBLE, replicas=2, batch_size=size, **OPTIONS
-        )
-        np.testing.assert_allclose(position(batched), position(runs), rtol=0, atol=1e-9)
+    # 200 fs of a crystal: rounding differences grow, but far less than to 1e-9 of an Å. The second batch is not full;
+    # a single batch of all runs is tested with the unstable sample below.
+    batched = propagate(
+        jax.random.key(3), POTENTIAL, posterior(), argon(), ENSEMBLE, replicas=2, batch_size=4, **OPTIONS
+    )
+    np.testing.assert_allclose(position(batched), position(runs), rtol=0, atol=1e-9)
 
 
 def test_one_run_is_the_first_of_many(runs):

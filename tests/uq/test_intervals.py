@@ -295,3 +295,26 @@ def test_table_shows_unit_level_and_unresolved_values():
     starred = [line for line in text.splitlines() if line.startswith("energy")]
     assert "*" not in starred[0]
     assert "*" in starred[1]
+
+
+def test_equal_tails_are_equal_for_correlated_draws_too():
+    # 800 values symmetric about 0, from 40 chains whose draws are all alike: the interval must be symmetric
+    chains = np.repeat(np.arange(40), 20)
+    value = np.repeat(np.linspace(-1, 1, 40), 20)[:, None]
+    observed = Observed(
+        value=value, blocks=np.repeat(value[:, :, None], 4, 2), coordinate=np.zeros((800, 0)),
+        status=np.zeros((800, 1), int), log_weight=np.zeros(800), chain=chains, name="x", unit="", axis="",
+    )  # fmt: skip
+    found = interval(observed, level=0.9, kind="equal_tailed")
+    np.testing.assert_allclose(found.upper, -found.lower, rtol=1e-9)
+
+
+def test_weights_that_rest_on_one_sample_are_refused():
+    value = np.arange(8.0)[:, None]
+    observed = Observed(
+        value=value, blocks=np.repeat(value[:, :, None], 4, 2), coordinate=np.zeros((8, 0)),
+        status=np.zeros((8, 1), int), log_weight=np.array([0.0] + [-30.0] * 7), chain=np.arange(8), name="x", unit="",
+        axis="",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="at least two effective samples"):
+        interval(observed)

@@ -178,6 +178,8 @@ def test_over_confidence_is_found():
 def test_calibration_refuses_what_it_cannot_answer(data):
     prediction = predict(linear(), posterior([1.0, 1.0], [0.1, 0.1]), data)
     with pytest.raises(ValueError, match="must be positive"):
+        z_scores(prediction, data, "energy", noise=0.0)
+    with pytest.raises(ValueError, match=r"Pass its standard deviation as noise="):
         z_scores(prediction, data, "energy")
     with pytest.raises(ValueError, match="with labels"):
         z_scores(prediction, data, "dipole")
@@ -187,7 +189,7 @@ def test_calibration_refuses_what_it_cannot_answer(data):
 
 def test_label_prediction_sign_and_tree_form(data):
     prediction = predict(linear(), posterior([0.5, 0.7], [0.02, 0.02]), data)
-    z, _, frame = z_scores(prediction, data, "energy")
+    z, _, frame = z_scores(prediction, data, "energy", noise=0.0)
     assert (z > 0).all()  # the labels lie above the prediction
     assert 2 not in frame
     assert len(jax.tree.leaves(prediction)) == 10

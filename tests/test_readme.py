@@ -1,0 +1,83 @@
+"""The ten lines of the README run as written, but for their sizes."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.lj import LennardJones
+from ase.io import write
+
+README = Path(__file__).parents[1] / "README.md"
+SMALLER = {
+    "chains=8": "chains=2",
+    "steps=20_000, burn_in=10_000, thin=1_000": "steps=6, burn_in=4, thin=1, batch_size=2, progress=False",
+    "steps=100_000, equilibration=10_000": "steps=40, every=10, max_kT=1e6, throw=False, progress=False",
+    "10_000)": "3)",
+    "level=0.95)": 'level=0.95, failed="drop")',
+}
+
+
+@pytest.fixture
+def lines() -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    return block
+
+
+@pytest.fixture
+def silicon_file(tmp_path, monkeypatch):
+    """Four frames that ASE labels, under the name that the README uses."""
+    frames = []
+    for seed in range(4):
+        atoms = bulk("Si", cubic=True)
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = LennardJones(sigma=2.1, epsilon=1.0, rc=5.0, smooth=True)
+        atoms.get_potential_energy(), atoms.get_forces()
+        frames.append(atoms)
+    write(tmp_path / "silicon.extxyz", frames)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("silicon_file")
+def test_ten_lines(lines, capsys):
+    for long, short in SMALLER.items():
+        assert long in lines, f"the README no longer says {long!r}"
+        lines = lines.replace(long, short)
+    names: dict = {}
+    exec(compile(lines, README.name, "exec"), names)
+
+    assert len(names["samples"]) == 4
+    assert names["runs"].frames.energy.shape == (4, 1, 4)
+    interval = names["rdf"]
+    g = np.asarray(interval.mean)
+    assert g.shape == interval.coordinate.shape
+    # In a crystal of 64 atoms that has made 40 steps of 1 fs nothing is nearer than 1.5 Å, and the first neighbours,
+    # four per atom, still lie within 3 Å: their number follows from the curve and the density.
+    r, width = np.asarray(interval.coordinate), interval.coordinate[1] - interval.coordinate[0]
+    assert np.all(g[r < 1.5] == 0)
+    density = 8 / 5.43**3
+    assert float((4 * np.pi * r**2 * g * width)[r < 3.0].sum() * density) == pytest.approx(4, rel=0.05)
+    assert (np.asarray(interval.lower) <= g + 1e-6).all()
+    assert "g(r)" in capsys.readouterr().out
+
+
+def test_ten_lines_are_about_ten(lines):
+    statements = [line for line in lines.splitlines() if line.strip() and not line.startswith(("import", "from"))]
+    assert len(statements) <= 14
+
+
+def test_set_up_commands():
+    text = README.read_text()
+    assert "python3 -m pip install uv && python3 -m uv run bayespot quickstart\n" in text
+    assert "python3 -m pip install uv && python3 -m uv run pytest\n" in text
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p}" for p in (
+    "index.md", "notation.md", "how-to/use_your_own_data.md", "explanation/what_an_interval_means.md",
+    "explanation/log_posterior_conventions.md",
+))])  # fmt: skip
+def test_links_lead_somewhere(page):
+    path = README.parent / page
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert "://" in target or (path.parent / target).exists(), f"{page} links to {target}, which does not exist"
