@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from bayespot.batching import default_batch_size, over_batches
 from bayespot.checkpoint import checkpoint as open_checkpoint

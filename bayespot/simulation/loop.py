@@ -94,7 +94,7 @@ def run(
     Raises:
         ValueError: for a start that the potential cannot treat, or a checkpoint of another run.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     start = _checked(start, potential)
     samples = plan.samples
