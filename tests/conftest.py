@@ -1,16 +1,22 @@
-"""Configuration of the tests: float64, two CPU devices, a compilation cache, and shape checks of every signature."""
+"""Configuration of the tests: float64, two CPU devices, a compilation cache, checks of shapes and of random keys."""
 
 import os
 from pathlib import Path
 
 import jax
+import jaxtyping
 import pytest
 
+jaxtyping.install_import_hook("bayespot", "beartype.beartype")  # before anything imports the package
+
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+collect_ignore = ["benchmarks"]  # programs, which set JAX up as they need it
 
 
 @pytest.fixture(scope="session")

@@ -28,14 +28,16 @@ def test_same_as_one_batch(n, batch_size):
 
 def test_same_as_vmap_with_keys():
     """Random numbers depend on the element's key alone, not on batches or devices."""
-    keys = jax.random.split(jax.random.key(0), 5)
+
+    def keys():
+        return jax.random.split(jax.random.key(0), 5)
 
     def draw(key):
         return jax.random.normal(key, (3,))
 
-    expected = jax.vmap(draw)(keys)
+    expected = jax.vmap(draw)(keys())
     for batch_size in (1, 2, 5):
-        out = over_batches(lambda batch: jax.vmap(draw)(batch), keys, batch_size=batch_size)
+        out = over_batches(lambda batch: jax.vmap(draw)(batch), keys(), batch_size=batch_size)
         np.testing.assert_array_equal(out, expected)
 
 

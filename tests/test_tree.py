@@ -81,7 +81,7 @@ def test_noise_is_standard_normal_and_independent(key):
         assert abs(float(x.mean())) < 0.011
         assert abs(float(x.var()) - 1) < 0.016
     assert abs(np.corrcoef(drawn["a"], drawn["b"].ravel())[0, 1]) < 0.011
-    assert noise(key, {}) == {}
+    assert noise(jax.random.key(1), {}) == {}
 
 
 def test_take_stack_concatenate():

@@ -51,7 +51,7 @@ def radial_basis(r: Float[Array, "*n"], cutoff: float, channels: int) -> Float[A
     return jnp.stack(rows)
 
 
-def moments(vectors: Float[Array, "N K 3"], radial: Float[Array, "C N K"]) -> list[Float[jax.Array, "C m N"]]:
+def moments(vectors: Float[Array, "N K 3"], radial: Float[Array, "C N K"]) -> list[Float[jax.Array, "C _ N"]]:
     """Moment tensors of rank 0 to 3 of every atom, as their independent components."""
     x, y, z = jnp.moveaxis(vectors, -1, 0)
     norm = jax.lax.rsqrt(x * x + y * y + z * z)
@@ -62,7 +62,7 @@ def moments(vectors: Float[Array, "N K 3"], radial: Float[Array, "C N K"]) -> li
     return jnp.split(jnp.einsum("cnk,mnk->cmn", radial, angular), _SPLIT, axis=1)
 
 
-def invariants(moment: list[Float[jax.Array, "C m N"]]) -> Float[Array, "N D"]:
+def invariants(moment: list[Float[jax.Array, "C _ N"]]) -> Float[Array, "N D"]:
     """Rotation invariants: rank 0; all pairs of channels for ranks 1 to 3; three third-order products per channel."""
     first, second = np.triu_indices(moment[0].shape[0])
     out: list[Array] = [moment[0][:, 0]]

@@ -11,14 +11,15 @@ from bayespot.records.system import System
 from bayespot.typing import Array, Float, Params
 
 
-def scale_shift(potential: Potential, scale: float, shift: Mapping[int, float]) -> Potential:
+def scale_shift(potential: Potential, scale: float, shift: Mapping[int, float] | Mapping[str, float]) -> Potential:
     r"""The potential with energies :math:`u_i \to a\,u_i + b_{Z_i}` per atom; *a* and *b* are fixed, not learnt.
 
     Args:
         potential: whose parameters become those of the result.
         scale: *a*, without unit.
-        shift: *b* [eV] for each atomic number. It must name every species that ``potential`` knows; where that is
-            "all", the result knows the species named here, or all when ``shift`` is empty.
+        shift: *b* [eV] for each atomic number (or its text, as in JSON). It must name every species that
+            ``potential`` knows; where that is "all", the result knows the species named here, or all when ``shift`` is
+            empty.
 
     Raises:
         ValueError: for a species without a shift, or numbers that are not finite.

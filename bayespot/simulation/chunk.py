@@ -20,7 +20,7 @@ from bayespot.typing import Array, Float, Int, Key, PyTree
 
 @record
 class Run:
-    """One simulation under way; stacked along a leading axis ``n`` (samples × replicas).
+    """One simulation under way; many of them are stacked along a leading axis ``n`` (samples × replicas).
 
     Attributes:
         sample: number of its posterior sample, ``(n,)``.
@@ -29,10 +29,10 @@ class Run:
         failed: step at which the run became unstable, −1 for a sound run, ``(n,)``.
     """
 
-    sample: Int[Array, "n"]
-    replica: Int[Array, "n"]
+    sample: Int[Array, "*n"]
+    replica: Int[Array, "*n"]
     state: PyTree
-    failed: Int[Array, "n"]
+    failed: Int[Array, "*n"]
 
 
 @record

@@ -80,13 +80,6 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
         log_scales = {k: jnp.log(jnp.asarray(v, jnp.result_type(float))) for k, v in scales.items()}
         return {"potential": potential.init(key), "noise": log_scales if noise.learn == "exponential" else {}}
 
-    def sigma(params: Params, label: str) -> Scalar:
-        return jnp.exp(params["noise"][label]) if label in params["noise"] else jnp.asarray(scales[label])
-
-    def log_scale_prior(params: Params) -> Scalar:
-        # exponential density of σ with mean s, times the Jacobian dσ/d(log σ) = σ
-        return sum((z - jnp.exp(z) / scales[label] for label, z in params["noise"].items()), jnp.zeros(()))
-
     def errors(params: Params, batch: Dataset, counts) -> dict[str, tuple[Array, Array]]:
         """Prediction minus label, and its mask, for every label in use."""
         found = residuals(potential, params["potential"], batch, counts, "stress" in scales)
@@ -96,13 +89,14 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
 
     def log_likelihood(params: Params, found: dict) -> Scalar:
         def score(label, error, mask):
-            return jnp.where(mask, _log_error(error, sigma(params, label), noise.dof), 0.0).sum()
+            sigma = jnp.exp(params["noise"][label]) if label in params["noise"] else jnp.asarray(scales[label])
+            return jnp.where(mask, _log_error(error, sigma, noise.dof), 0.0).sum()
 
         return total(score(label, *pair) for label, pair in found.items())
 
     def value_and_grad(key: Key, params: Params, state, batch: Dataset):
         def log_density(params):
-            prior_part = prior(params["potential"]) + log_scale_prior(params)
+            prior_part = prior(params["potential"]) + _log_scale_prior(params["noise"], scales)
             return log_likelihood(params, errors(params, batch, counts)) / len(batch) + prior_part / size
 
         value, gradient = jax.value_and_grad(log_density)(params)
@@ -131,6 +125,11 @@ def _checked_scales(noise: Noise, data: Dataset) -> dict[str, float]:
             f"{data.source} has none of the labels {list(noise.scales)}. Give noise a scale for one it has."
         )
     return scales
+
+
+def _log_scale_prior(log_scales: Params, means: dict[str, float]) -> Scalar:
+    """Exponential densities of the scales σ with these means, times the Jacobian dσ/d(log σ) = σ."""
+    return sum((z - jnp.exp(z) / means[label] for label, z in log_scales.items()), jnp.zeros(()))
 
 
 def _log_error(error: Array, sigma: Scalar, dof: float | None) -> Array:

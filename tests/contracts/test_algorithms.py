@@ -30,23 +30,23 @@ def _algorithm(request):
 
 
 def test_step_keeps_structure_and_reports(algorithm, key):
-    state = algorithm.init(key, TARGET.initial(key))
+    state = algorithm.init(key, TARGET.initial(jax.random.key(9)))
     after, info = jax.jit(algorithm.step)(key, state, DATA)
     form = jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), state)
     assert form == jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), after)
     assert np.shape(info["log_density"]) == ()
-    assert jax.tree.structure(algorithm.params(after)) == jax.tree.structure(TARGET.initial(key))
+    assert jax.tree.structure(algorithm.params(after)) == jax.tree.structure(TARGET.initial(jax.random.key(9)))
     assert algorithm.spec == TARGET.spec
 
 
 def test_step_is_a_function_of_its_key(algorithm, key):
-    state = algorithm.init(key, TARGET.initial(key))
+    state = algorithm.init(key, TARGET.initial(jax.random.key(9)))
     one, two = (algorithm.step(jax.random.key(7), state, DATA)[0] for _ in range(2))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), one, two))
 
 
 def test_batched_chains_equal_sequential_ones(algorithm, key):
-    params = initial(key, TARGET, 3)
+    params = initial(jax.random.key(9), TARGET, 3)
     runs = [
         infer(key, algorithm, params, DATA, steps=40, batch_size=8, chains_at_once=n, progress=False) for n in (1, 3)
     ]
@@ -54,7 +54,7 @@ def test_batched_chains_equal_sequential_ones(algorithm, key):
 
 
 def test_one_diverged_chain_leaves_the_others_bit_identical(algorithm, key):
-    params = initial(key, TARGET, 3)
+    params = initial(jax.random.key(9), TARGET, 3)
     broken = {"a": params["a"].at[1].set(jnp.nan)}
     good = infer(key, algorithm, params, DATA, steps=40, batch_size=8, progress=False)
     with pytest.warns(RuntimeWarning, match=r"1 of 3 chains \(1\) diverged"):
@@ -76,6 +76,8 @@ def test_samplers_share_no_noise_between_chains(name, key):
 
 @pytest.mark.parametrize("name", ["adam", "adam with validation"])
 def test_optimisers_reach_the_mode(name, key):
-    samples = infer(key, ALGORITHMS[name], initial(key, TARGET, 2), DATA, steps=4000, batch_size=None, progress=False)
+    samples = infer(
+        key, ALGORITHMS[name], initial(jax.random.key(9), TARGET, 2), DATA, steps=4000, batch_size=None, progress=False
+    )
     # the validation score is the likelihood, whose maximum differs from the posterior's by prior / data ≈ 1/256
     np.testing.assert_allclose(samples.params["a"], np.stack([MEAN, MEAN]), atol=1e-3 if name == "adam" else 2e-2)

@@ -101,8 +101,8 @@ def test_envelope_ends_smoothly(power):
         first = jax.grad(lambda t: envelope(t, power))
         return [envelope(x, power), first(x), jax.grad(first)(x), jax.grad(jax.grad(first))(x)]
 
-    value, slope, curvature, third = derivatives(1.0)
-    assert envelope(0.0, power) == 1.0
+    value, slope, curvature, third = derivatives(jnp.array(1.0))
+    assert envelope(jnp.array(0.0), power) == 1.0
     np.testing.assert_allclose([value, slope, curvature], 0, atol=1e-12)
     assert abs(third) > 1
 

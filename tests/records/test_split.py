@@ -86,7 +86,7 @@ def test_bad_requests_are_refused(data, key):
             split_by_group(key, data, fractions)
     for function in (split, split_by_group):
         with pytest.raises(ValueError, match=r"at least one frame. Got \[5, 0\] of 5 frames"):
-            function(key, data[:5], (0.98, 0.02))
+            function(jax.random.key(0), data[:5], (0.98, 0.02))
     with pytest.raises(ValueError, match=r"among the groups.*'bulk'.*Got \['crystal'\]"):
         leave_group_out(data, "crystal")
     for names in ([], list(GROUPS)):
