@@ -8,7 +8,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -95,10 +95,7 @@ def infer(
         facts = [steps, burn_in, thin, batch_size, *_meaning(algorithm, keys, states, data)]
         store = open_checkpoint(checkpoint, fingerprint(key, (params, rows, data), facts), SECONDS_BETWEEN_CHECKPOINTS)
     order = minibatches(key, rows, batch_size) if batch_size else lambda first, end, length: None
-
-    def advance(run: _Run, first: int, end: int) -> tuple[_Run, bool]:
-        return _advance(run, algorithm, segment, keys, data, order, (first, end, plan))
-
+    advance = partial(_advance, algorithm=algorithm, segment=segment, keys=keys, data=data, order=order, plan=plan)
     return _samples(algorithm, _driven(run, advance, plan, store, progress))
 
 
@@ -233,9 +230,8 @@ def _segment(algorithm: Algorithm, size: int) -> Callable:
     return jax.jit(segment, donate_argnums=1)
 
 
-def _advance(run: _Run, algorithm, segment, keys, data, order, where) -> tuple[_Run, bool]:
+def _advance(run: _Run, first: int, end: int, *, algorithm, segment, keys, data, order, plan) -> tuple[_Run, bool]:
     """One segment, and what the host notes after it."""
-    first, end, plan = where
     states, info, last, finite = segment(keys, run.states, order(first, end, plan.longest), data, first, end - first)
     info = jax.tree.map(np.asarray, info)
     host = run.host

@@ -63,7 +63,6 @@ def optimise(
         raise ValueError(f"Need 0 ≤ average < 1 and every ≥ 1. Got {average=}, {every=}.")
     if patience is not None and validation is None:
         raise ValueError("Early stopping (patience) needs validation data. Pass validation=….")
-
     if validation is not None:
         target.check(validation)
 
@@ -75,8 +74,7 @@ def optimise(
 
     def step(key: Key, state: OptimiseState, batch: Batch):
         value, gradient, target_state, info = target.value_and_grad(key, state.params, state.target, batch)
-        descent = jax.tree.map(jnp.negative, gradient)
-        updates, optimiser_state = optimiser.update(descent, state.optimiser, state.params)
+        updates, optimiser_state = optimiser.update(jax.tree.map(jnp.negative, gradient), state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
         t = state.step + 1
         beta = jnp.minimum(average, t / (9 + t)) if average > 0 else 0.0

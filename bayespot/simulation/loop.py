@@ -202,16 +202,22 @@ def _repaired(advance, arguments: tuple, limits: dict, compiled):
 
     It ends: capacities only grow, up to all pairs, and with the lookahead grown to 25 every step renews the list.
     """
+    runs, *rest = arguments
     while True:
-        new, part, check = advance(*arguments, np.float32(limits["lookahead"]))
+        new, part, check = advance(_repeatable(runs), *rest, np.float32(limits["lookahead"]))
         needed = np.asarray(check.needed).max(0)
         if (needed > limits["capacity"]).any():
-            limits = limits | {"capacity": np.asarray(larger(limits["capacity"].tolist(), needed))}
+            limits = limits | {"capacity": np.asarray(larger(tuple(limits["capacity"].tolist()), needed))}
             advance = compiled(limits)
         elif np.asarray(check.late).any():
             limits = limits | {"lookahead": 2 * limits["lookahead"]}
         else:
             return new, part, limits, advance
+
+
+def _repeatable(runs: Run) -> Run:
+    """The same state, with a declaration to ``jax_debug_key_reuse`` that its keys serve again in a repeated chunk."""
+    return jax.tree.map(lambda x: jax.random.clone(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, runs)
 
 
 def _trajectory(parts: list[dict], failed: np.ndarray, start, ensemble, plan: Plan, samples: int) -> Trajectory:

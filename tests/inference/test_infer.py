@@ -21,7 +21,7 @@ DATA, TARGET, MEAN, COVARIANCE = make()
 
 def test_draws_come_at_the_right_steps(key):
     samples = infer(
-        key, sgld(TARGET, lambda step: 1.0 * step * 0 + 1e-3), initial(jax.random.key(9), TARGET, 2), DATA, steps=50, burn_in=20,
+        key, sgld(TARGET, constant(1e-3)), initial(jax.random.key(9), TARGET, 2), DATA, steps=50, burn_in=20,
         thin=10, batch_size=8, progress=False,
     )  # fmt: skip
     assert samples.chain.tolist() == [0, 0, 0, 1, 1, 1]
@@ -180,8 +180,8 @@ def test_bootstrapped_chains_see_only_their_own_frames(key):
     assert 30 < len(np.unique(rows[0])) < 52  # 64 (1 − 1/e) = 40 ± 2.5
     one = np.tile(np.arange(8), (2, 1))
     samples = infer(
-        key, optimise(TARGET, optax.adam(1e-2)), initial(jax.random.key(9), TARGET, 2), DATA, steps=4000, batch_size=8, rows=one,
-        progress=False,
+        key, optimise(TARGET, optax.adam(1e-2)), initial(jax.random.key(9), TARGET, 2), DATA, steps=4000, batch_size=8,
+        rows=one, progress=False,
     )  # fmt: skip
     x, y = np.asarray(DATA["x"])[:8], np.asarray(DATA["y"])[:8]
     precision = x.T @ x / 8 / 0.5**2 + np.eye(3) / 2.0**2 / 64
