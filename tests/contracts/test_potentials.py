@@ -234,9 +234,6 @@ def test_smooth_where_a_neighbour_crosses_the_cutoff(name):
     np.testing.assert_allclose(beyond[1:], beyond[:-1], atol=1e-13)
 
 
-# Padding and batching
-
-
 def test_padding_changes_nothing(name):
     sys, params, n = crystal(name), parameters(name), 4
     energy, force = compiled(name)(params, sys, listed(name, sys))

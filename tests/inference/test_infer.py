@@ -19,9 +19,14 @@ from tests.oracles.linear_model import make
 DATA, TARGET, MEAN, COVARIANCE = make()
 
 
+def started(chains: int):
+    """Starting points from a key that nothing else uses."""
+    return initial(jax.random.key(9), TARGET, chains)
+
+
 def test_draws_come_at_the_right_steps(key):
     samples = infer(
-        key, sgld(TARGET, constant(1e-3)), initial(jax.random.key(9), TARGET, 2), DATA, steps=50, burn_in=20,
+        key, sgld(TARGET, constant(1e-3)), started(2), DATA, steps=50, burn_in=20,
         thin=10, batch_size=8, progress=False,
     )  # fmt: skip
     assert samples.chain.tolist() == [0, 0, 0, 1, 1, 1]
@@ -29,7 +34,7 @@ def test_draws_come_at_the_right_steps(key):
     one = infer(
         key,
         sgld(TARGET, constant(1e-3)),
-        initial(jax.random.key(9), TARGET, 2),
+        started(2),
         DATA,
         steps=30,
         batch_size=8,
@@ -53,9 +58,7 @@ def test_draws_come_at_the_right_steps(key):
 )
 def test_arguments_that_do_not_fit_are_refused(key, arguments, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        infer(
-            key, sgld(TARGET, constant(1e-3)), initial(jax.random.key(9), TARGET, 1), DATA, progress=False, **arguments
-        )
+        infer(key, sgld(TARGET, constant(1e-3)), started(1), DATA, progress=False, **arguments)
 
 
 def test_minibatches_are_permutations_of_every_epoch(key):
@@ -79,18 +82,18 @@ def test_a_killed_run_resumes_bit_identically(key, tmp_path, monkeypatch, name):
         "sgld": sgld(TARGET, constant(1e-3)),
         "adam": optimise(TARGET, optax.adam(1e-2), validation=DATA, every=10),
     }[name]
-    params = initial(jax.random.key(9), TARGET, 2)
+    params = started(2)
     options = {"steps": 300, "burn_in": 100, "thin": 50, "batch_size": 8, "progress": False}
     whole = infer(key, algorithm, params, DATA, **options)
 
     folder = str(tmp_path / "run")
     original, calls = module._advance, []
 
-    def dying(*arguments):
+    def dying(*arguments, **rest):
         calls.append(1)
         if len(calls) == 8:
             raise Stop
-        return original(*arguments)
+        return original(*arguments, **rest)
 
     monkeypatch.setattr(module, "_advance", dying)
     monkeypatch.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
@@ -109,14 +112,14 @@ def test_a_killed_run_resumes_bit_identically(key, tmp_path, monkeypatch, name):
 def test_best_parameters_really_are_the_best(key):
     # a step size so large that the iterate jumps about: the returned parameters must have the best score of all seen
     algorithm = optimise(TARGET, optax.sgd(0.9), average=0.0, validation=DATA, every=1)
-    samples = infer(key, algorithm, initial(jax.random.key(9), TARGET, 4), DATA, steps=60, batch_size=4, progress=False)
+    samples = infer(key, algorithm, started(4), DATA, steps=60, batch_size=4, progress=False)
     scores = jax.vmap(lambda p: TARGET.metrics(p, DATA)["log_likelihood"])(samples.params)
     np.testing.assert_allclose(scores, samples.history["validation"][:, -1])
     plain = optimise(TARGET, optax.sgd(0.9), average=0.0)
     seen = infer(
         key,
         plain,
-        initial(jax.random.key(9), TARGET, 4),
+        started(4),
         DATA,
         steps=60,
         burn_in=0,
@@ -130,16 +133,14 @@ def test_best_parameters_really_are_the_best(key):
 
 
 def test_without_validation_the_parameters_are_trained_ones(key):
-    start = initial(jax.random.key(9), TARGET, 1)
+    start = started(1)
     samples = infer(key, optimise(TARGET, optax.adam(1e-2)), start, DATA, steps=200, batch_size=8, progress=False)
     assert float(jnp.abs(samples.params["a"] - start["a"]).max()) > 0.1
 
 
 def test_early_stopping_stops(key):
     algorithm = optimise(TARGET, optax.adam(1e-1), validation=DATA, every=5, patience=4)
-    samples = infer(
-        key, algorithm, initial(jax.random.key(9), TARGET, 2), DATA, steps=100_000, batch_size=8, progress=False
-    )
+    samples = infer(key, algorithm, started(2), DATA, steps=100_000, batch_size=8, progress=False)
     assert samples.history["validation"].shape[1] < 90
     assert len(samples) == 2
 
@@ -161,7 +162,7 @@ def test_schedules_have_the_published_values():
 
 def test_diagnostics_tell_agreeing_chains_from_disagreeing_ones(key):
     samples = infer(
-        key, sgld(TARGET, constant(1e-2)), initial(jax.random.key(9), TARGET, 4), DATA, steps=120, burn_in=20, thin=2,
+        key, sgld(TARGET, constant(1e-2)), started(4), DATA, steps=120, burn_in=20, thin=2,
         batch_size=None, progress=False,
     )  # fmt: skip
     independent = jax.random.normal(jax.random.key(10), (200, 3))
@@ -180,7 +181,7 @@ def test_bootstrapped_chains_see_only_their_own_frames(key):
     assert 30 < len(np.unique(rows[0])) < 52  # 64 (1 − 1/e) = 40 ± 2.5
     one = np.tile(np.arange(8), (2, 1))
     samples = infer(
-        key, optimise(TARGET, optax.adam(1e-2)), initial(jax.random.key(9), TARGET, 2), DATA, steps=4000, batch_size=8,
+        key, optimise(TARGET, optax.adam(1e-2)), started(2), DATA, steps=4000, batch_size=8,
         rows=one, progress=False,
     )  # fmt: skip
     x, y = np.asarray(DATA["x"])[:8], np.asarray(DATA["y"])[:8]
@@ -191,7 +192,7 @@ def test_bootstrapped_chains_see_only_their_own_frames(key):
         infer(
             key,
             sgld(TARGET, constant(1e-3)),
-            initial(jax.random.key(9), TARGET, 3),
+            started(3),
             DATA,
             steps=10,
             rows=rows,
@@ -200,7 +201,7 @@ def test_bootstrapped_chains_see_only_their_own_frames(key):
 
 
 def test_a_checkpoint_of_another_algorithm_or_other_data_is_refused(key, tmp_path):
-    params = initial(jax.random.key(9), TARGET, 1)
+    params = started(1)
 
     def run(algorithm, data):
         return infer(key, algorithm, params, data, steps=30, batch_size=8, checkpoint=str(tmp_path), progress=False)
@@ -218,7 +219,7 @@ def test_a_checkpoint_of_another_algorithm_or_other_data_is_refused(key, tmp_pat
 
 def test_a_run_that_ends_before_the_first_score_returns_trained_parameters(key):
     algorithm = optimise(TARGET, optax.adam(1e-2), validation=DATA, every=100)
-    start = initial(jax.random.key(9), TARGET, 1)
+    start = started(1)
     samples = infer(key, algorithm, start, DATA, steps=50, batch_size=8, progress=False)
     assert float(jnp.abs(samples.params["a"] - start["a"]).max()) > 0.05
 
@@ -226,4 +227,4 @@ def test_a_run_that_ends_before_the_first_score_returns_trained_parameters(key):
 def test_other_data_than_the_targets_are_refused(key):
     fewer = jax.tree.map(lambda x: x[:32], DATA)
     with pytest.raises(ValueError, match=r"made for 64 frames\. Got 32"):
-        infer(key, sgld(TARGET, constant(1e-3)), initial(jax.random.key(9), TARGET, 1), fewer, steps=10, progress=False)
+        infer(key, sgld(TARGET, constant(1e-3)), started(1), fewer, steps=10, progress=False)
