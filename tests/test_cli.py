@@ -11,8 +11,8 @@ from bayespot.cli import main
 from bayespot.quickstart import Settings, file_material, quickstart
 
 TINY = Settings(
-    frames=12, members=4, ensemble_steps=40, chains=2, draws=4, burn_in=10, thin=5, run=0.1, equilibration=0.02,
-    every=5, truth=0.2, cells=1,
+    frames=12, members=4, ensemble_steps=40, chains=2, draws=4, burn_in=10, thin=5, run=0.2, equilibration=0.02,
+    every=5, truth=0.4, cells=1,
 )  # fmt: skip
 
 
