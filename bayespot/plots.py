@@ -35,13 +35,14 @@ def _label(name: str, unit: str) -> str:
     return f"{name} [{unit}]" if unit else name
 
 
-def plot_interval(interval: Interval, truth=None, ax: Axes | None = None) -> Axes:
+def plot_interval(interval: Interval, truth=None, ax: Axes | None = None, centred: bool = False) -> Axes:
     """Credible band and mean of a curve, or error bar of a scalar, with the part that is sampling noise, and the truth.
 
     Args:
         interval: of a scalar or of a curve.
         truth: known values of the same shape, drawn in black.
         ax: where to draw; default a new figure.
+        centred: draw differences from the posterior mean; a band that is narrow beside its curve is seen only so.
 
     Raises:
         ValueError: for an observable with more than one axis.
@@ -52,6 +53,10 @@ def plot_interval(interval: Interval, truth=None, ax: Axes | None = None) -> Axe
     )
     if mean.ndim > 1:
         raise ValueError(f"plot_interval draws scalars and curves. Got the shape {mean.shape}; plot one component.")
+    origin = mean if centred else 0.0
+    mean, lower, upper = mean - origin, lower - origin, upper - origin
+    truth = None if truth is None else np.asarray(truth) - origin
+    name = f"{interval.name} − mean" if centred else interval.name
     band = f"{interval.level:.0%} credible interval"
     if mean.ndim == 0:
         ends = np.array([[max(mean - lower, 0.0)], [max(upper - mean, 0.0)]])
@@ -59,15 +64,15 @@ def plot_interval(interval: Interval, truth=None, ax: Axes | None = None) -> Axe
         ax.errorbar([0], [mean], [noise], fmt="none", ecolor=ORANGE, elinewidth=5, alpha=0.7, label="± std_sampling")
         if truth is not None:
             ax.axhline(float(truth), color="black", ls="--", lw=1.2, label="truth")
-        ax.set(xticks=[], xlim=(-1, 1), ylabel=_label(interval.name, interval.unit))
+        ax.set(xticks=[], xlim=(-1, 1), ylabel=_label(name, interval.unit))
     else:
         x = np.asarray(interval.coordinate) if interval.coordinate.size else np.arange(len(mean))
         ax.fill_between(x, lower, upper, color=SKY, alpha=0.55, lw=0, label=band)
         ax.fill_between(x, mean - noise, mean + noise, color=ORANGE, alpha=0.7, lw=0, label="± std_sampling")
         ax.plot(x, mean, color=BLUE, lw=1.4, label="posterior mean")
         if truth is not None:
-            ax.plot(x, np.asarray(truth), color="black", ls="--", lw=1.2, label="truth")
-        ax.set(xlabel=interval.axis, ylabel=_label(interval.name, interval.unit), xlim=(x[0], x[-1]))
+            ax.plot(x, truth, color="black", ls="--", lw=1.2, label="truth")
+        ax.set(xlabel=interval.axis, ylabel=_label(name, interval.unit), xlim=(x[0], x[-1]))
     ax.legend(frameon=False, fontsize="small")
     return ax
 
@@ -87,7 +92,9 @@ def plot_reliability(curves: Reliability | list[Reliability], ax: Axes | None = 
 
 
 def plot_learning(samples: PosteriorSamples, ax: Axes | None = None) -> Axes:
-    """Learning curves of all chains, one colour per recorded quantity.
+    """Log density of the data in use, and of validation data if there were any, against progress, for every chain.
+
+    The axis shows the last three quarters; the steep beginning leaves it.
 
     Raises:
         ValueError: when the samples carry no history.
@@ -96,13 +103,17 @@ def plot_learning(samples: PosteriorSamples, ax: Axes | None = None) -> Axes:
         raise ValueError("plot_learning needs samples with a history. Got none; infer records it.")
     ax = _axes(ax)
     _, first = np.unique(np.asarray(samples.chain), return_index=True)
-    positive = True
-    for color, (name, curves) in zip(COLORS, samples.history.items(), strict=False):
-        chosen = np.asarray(curves)[first]
-        positive &= bool((chosen[np.isfinite(chosen)] > 0).all())
+    curves = {n: np.asarray(samples.history[n])[first] for n in ("log_density", "validation") if n in samples.history}
+    late = []
+    for color, (name, chosen) in zip(COLORS, curves.items(), strict=False):
+        progress = np.linspace(0, 100, chosen.shape[1] + 1)[1:]
         for n, curve in enumerate(chosen):
-            ax.plot(np.arange(1, len(curve) + 1), curve, color=color, lw=1, alpha=0.7, label=name if n == 0 else None)
-    ax.set(xlabel="record", ylabel="value", yscale="log" if positive else "linear")
+            ax.plot(progress, curve, color=color, lw=1, alpha=0.7, label=name if n == 0 else None)
+        late.append(chosen[:, chosen.shape[1] // 4 :].ravel())
+    if len(late := [x for x in np.concatenate(late) if np.isfinite(x)]):
+        margin = 0.05 * (max(late) - min(late)) or 1.0
+        ax.set_ylim(min(late) - margin, max(late) + margin)
+    ax.set(xlabel="progress [%]", ylabel="log density per frame", xlim=(0, 100))
     ax.legend(frameon=False, fontsize="small", title=f"{len(first)} chains", title_fontsize="small")
     return ax
 

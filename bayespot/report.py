@@ -26,20 +26,17 @@ def coverage(intervals: dict[str, bp.Interval], true: dict[str, np.ndarray]) -> 
 
 
 def convergence(posterior) -> dict[str, float | None]:
-    """Largest R-hat and smallest bulk ESS over held-out predictions and observables of sound runs.
+    """Largest R-hat and smallest bulk ESS over held-out predictions, and over observables where every run was sound.
 
-    ``None`` where chains have fewer than 4 draws, or different numbers of sound ones.
+    ``None`` where chains have fewer than 4 draws, as in an ensemble.
     """
-    sound = (np.asarray(posterior.observed["energy"].status) == 0).all(1)
-    samples = posterior.samples[np.flatnonzero(sound)]
-    values = {
-        "energies": posterior.prediction.members["energy"],
-        **{n: o.value.mean(1) for n, o in posterior.observed.items() if n in ("energy", "pressure")},
-    }
+    values = [np.asarray(posterior.prediction.members["energy"])]
+    if posterior.stable == 1:
+        values += [np.asarray(posterior.observed[n].value).mean(1) for n in ("energy", "pressure")]
     try:
         return {
-            "rhat": max(float(np.max(bp.rhat(samples, v[sound]))) for v in values.values()),
-            "ess": min(float(np.min(bp.ess(samples, v[sound]))) for v in values.values()),
+            "rhat": max(float(np.max(bp.rhat(posterior.samples, v))) for v in values),
+            "ess": min(float(np.min(bp.ess(posterior.samples, v))) for v in values),
         }
     except ValueError:
         return {"rhat": None, "ess": None}
@@ -83,20 +80,19 @@ def text(material, posteriors: dict, true: dict | None) -> str:
             lines.append(
                 f"   R-hat ≤ {state['rhat']:.3f}, bulk ESS ≥ {state['ess']:.0f} (held-out energies, observables)"
             )
+        else:
+            lines.append("   R-hat and ESS need chains of at least 4 draws; not defined here")
         lines.append(bp.error_table([e for e in bp.prediction_errors(p.prediction, material.test) if e.group == "all"]))
         lines.append(bp.calibration_table([bp.coverage(p.prediction, material.test, q) for q in ("energy", "forces")]))
-        scalars = [p.intervals[n] for n in ("energy", "pressure")]
-        lines.append(bp.table([*scalars, p.intervals["msd"], p.intervals["rdf"]], limit=6))
+        if not p.intervals:
+            lines.append("No intervals: fewer than two samples gave stable simulations. Train longer or on more data.")
+            continue
+        truth = None if true is None else {p.intervals[n].name: v for n, v in true.items()}
+        lines.append(bp.table([p.intervals[n] for n in ("energy", "pressure", "msd", "rdf")], limit=6, truth=truth))
         if true is not None:
-            lines.append(_beside_teacher(p.intervals, true))
+            inside = ", ".join(f"{n} {v:.0%}" for n, v in coverage(p.intervals, true).items())
+            lines.append(f"values of the teacher (truth) inside the 95 % intervals: {inside}")
     return "\n".join(lines)
-
-
-def _beside_teacher(intervals: dict, true: dict) -> str:
-    inside = coverage(intervals, true)
-    rows = [f"teacher: energy {true['energy']:.4f} eV/atom, pressure {true['pressure']:.3f} GPa"]
-    share = ", ".join(f"{n} {v:.0%}" for n, v in inside.items())
-    return "\n".join([*rows, f"inside the 95 % intervals: {share}"])
 
 
 def write(folder: Path, material, posteriors: dict, true: dict | None) -> None:
@@ -149,9 +145,12 @@ def figures(folder: Path, material, posteriors: dict, true: dict | None) -> None
     for name, p in posteriors.items():
         key = name.replace(" ", "_")
         curves = [bp.coverage(p.prediction, material.test, q) for q in ("energy", "forces")]
+        for what in (n for n in ("rdf", "adf") if n in p.intervals):
+            figure, (above, below) = plt.subplots(2, sharex=True, figsize=(5, 5.5), layout="constrained")
+            for ax in (above, below):
+                bp.plot_interval(p.intervals[what], (true or {}).get(what), ax=ax, centred=ax is below)
+            _finish(figure, above, name, folder / f"{key}_{what}.png")
         plots = {
-            "rdf": lambda ax, p=p: bp.plot_interval(p.intervals["rdf"], None if true is None else true["rdf"], ax=ax),
-            "adf": lambda ax, p=p: bp.plot_interval(p.intervals["adf"], None if true is None else true["adf"], ax=ax),
             "reliability": lambda ax, c=curves: bp.plot_reliability(c, ax=ax),
             "learning": lambda ax, p=p: bp.plot_learning(p.samples, ax=ax),
             "parity": lambda ax, p=p: bp.plot_parity(p.prediction, material.test, ax=ax),
@@ -159,6 +158,12 @@ def figures(folder: Path, material, posteriors: dict, true: dict | None) -> None
         for what, plot in plots.items():
             figure, ax = plt.subplots(figsize=(5, 4), layout="constrained")
             plot(ax)
-            ax.set_title(name)
-            figure.savefig(folder / f"{key}_{what}.png", dpi=150)
-            plt.close(figure)
+            _finish(figure, ax, name, folder / f"{key}_{what}.png")
+
+
+def _finish(figure, ax, title: str, file: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    ax.set_title(title)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)

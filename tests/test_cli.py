@@ -11,8 +11,9 @@ from bayespot.cli import main
 from bayespot.quickstart import Settings, file_material, quickstart
 
 TINY = Settings(
-    frames=12, members=4, ensemble_steps=40, chains=2, draws=4, burn_in=10, thin=5, run=0.2, equilibration=0.02,
-    every=5, truth=0.4, cells=1,
+    frames=12, members=4, ensemble_steps=150, chains=2, draws=4, burn_in=10, thin=5, run=0.2, equilibration=0.02,
+    every=5, truth=0.4, cells=1, spacing=20, teacher_temperatures=(30.0, 100.0), temperature=60.0,
+    first_step=2e-5, last_step=1e-5,
 )  # fmt: skip
 
 
@@ -34,7 +35,8 @@ def test_the_whole_road_leaves_its_results(results, tmp_path):
         inside = posteriors[name].intervals["energy"]
         assert part["coverage_of_teacher"]["energy"] == float(inside.lower <= true["energy"] <= inside.upper)
     assert found["pSGLD"]["rhat"] >= 0.9
-    assert "teacher: energy" in (text := report.text(*results))
+    assert "truth" in (text := report.text(*results))
+    assert f"{float(true['energy']):.5g}" in text
     assert "R-hat" in text
     tree = xr.open_datatree(tmp_path / "results.nc", engine="h5netcdf")
     predictive = tree["pSGLD/posterior_predictive"]

@@ -43,6 +43,10 @@ def test_interval_of_a_curve():
     np.testing.assert_allclose(lines["truth"].get_ydata(), it.mean + 0.05)
     corners = ax.collections[0].get_paths()[0].vertices
     assert corners[:, 1].max() == pytest.approx(float(it.upper.max()))
+    difference = plot_interval(it, truth=it.mean + 0.05, centred=True)
+    lines = {line.get_label(): line for line in difference.get_lines()}
+    np.testing.assert_allclose(lines["truth"].get_ydata(), 0.05, atol=1e-6)
+    assert difference.get_ylabel() == "g(r) − mean"
 
 
 def test_interval_of_a_scalar_on_given_axes():
@@ -66,15 +70,22 @@ def test_reliability():
 
 
 def test_learning_curves_of_every_chain():
-    loss = jnp.exp(-jnp.linspace(0, 3, 20)) * jnp.array([[1.0], [1.0], [1.5], [1.5]])
+    fit = -jnp.exp(-jnp.linspace(0, 30, 20)) * jnp.array([[100.0], [100.0], [150.0], [150.0]])
     zero = jnp.zeros(4, int)
     samples = PosteriorSamples(
-        {}, jnp.zeros(4), jnp.array([0, 0, 1, 1]), zero, jnp.zeros(4), zero, {"loss": loss, "rmse": loss / 2}, "{}"
+        {},
+        jnp.zeros(4),
+        jnp.array([0, 0, 1, 1]),
+        zero,
+        jnp.zeros(4),
+        zero,
+        {"log_density": fit, "validation": fit - 1, "step_size": -fit},
+        "{}",
     )
     ax = plot_learning(samples)
     assert len(ax.get_lines()) == 4  # two chains × two curves
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["loss", "rmse"]
-    assert ax.get_yscale() == "log"
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["log_density", "validation"]
+    assert -1.5 < ax.get_ylim()[0] < -1 < 0 < ax.get_ylim()[1] < 0.5  # the steep beginning is cut
     none = PosteriorSamples({}, jnp.zeros(4), zero, zero, jnp.zeros(4), zero, {}, "{}")
     with pytest.raises(ValueError, match="history"):
         plot_learning(none)

@@ -80,6 +80,7 @@ def infer(
         ValueError: if steps, burn-in, thinning and batch size do not fit together, or the checkpoint is of another run.
     """
     algorithm.check(data)
+    data = jax.tree.map(jnp.asarray, data)  # once, not with every segment
     chains, frames = length(params), length(data)
     burn_in, thin = _checked(steps, burn_in, thin, batch_size, frames)
     rows = _checked_rows(rows, chains, frames, batch_size)

@@ -65,6 +65,7 @@ def optimise(
         raise ValueError("Early stopping (patience) needs validation data. Pass validation=….")
     if validation is not None:
         target.check(validation)
+        validation = jax.tree.map(jnp.asarray, validation)
 
     def init(key: Key, params: Params) -> OptimiseState:
         score = jnp.full((), -jnp.inf)

@@ -45,7 +45,7 @@ class Target(NamedTuple):
 
 def initial(key: Key, target: Target, chains: int) -> Params:
     """Starting points of ``chains`` independent chains or ensemble members, stacked along a leading axis."""
-    return jax.vmap(target.initial)(jax.random.split(key, chains))
+    return jax.jit(jax.vmap(target.initial))(jax.random.split(key, chains))
 
 
 def require_training_data(target: Target, data: Batch) -> None:

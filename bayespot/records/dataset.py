@@ -56,7 +56,7 @@ class Dataset:
             if not -len(self) <= index < len(self):  # also what ends a loop over the frames
                 raise IndexError(f"There are {len(self)} frames. Got number {index}.")
             index = slice(index % len(self), index % len(self) + 1)
-        return take(self, index)
+        return take(jax.tree.map(np.asarray, self), index)  # on the host, where every shape need not be compiled
 
     @property
     def atom_counts(self) -> np.ndarray:

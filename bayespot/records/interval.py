@@ -1,5 +1,7 @@
 """A credible interval, and the observed values that it is made from."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from bayespot.tree import record
@@ -75,15 +77,17 @@ class Interval:
     def covers(self, truth) -> np.ndarray:
         """Whether the interval contains ``truth``, elementwise."""
         truth = np.asarray(truth)
-        return (np.asarray(self.lower) <= truth) & (truth <= np.asarray(self.upper))
+        return np.asarray((np.asarray(self.lower) <= truth) & (truth <= np.asarray(self.upper)))
 
 
-def table(intervals: list[Interval], limit: int = 12) -> str:
+def table(intervals: list[Interval], limit: int = 12, truth: Mapping[str, Array] | None = None) -> str:
     """Intervals as an aligned text table; of a curve every so-manieth of its points, ``limit`` at most.
 
-    A star marks a ``std_model`` that is not resolved from the sampling noise.
+    A star marks a ``std_model`` that is not resolved from the sampling noise. ``truth`` holds known values by the name
+    of the interval, shaped like its mean; they make a last column.
     """
     head = f"{'observable':<26}{'mean':>12}{'lower':>12}{'upper':>12}{'std_model':>12} {'std_sampling':>13}"
+    head += f"{'truth':>12}" if truth else ""
     lines = [head, "-" * len(head)]
     starred = False
     for it in intervals:
@@ -91,7 +95,8 @@ def table(intervals: list[Interval], limit: int = 12) -> str:
         columns = [np.ravel(np.asarray(x)) for x in fields]
         where = np.ravel(np.asarray(it.coordinate))
         stride = max(1, -(-len(columns[0]) // limit))
-        for k in range(0, len(columns[0]), stride):
+        known = np.ravel(np.asarray(truth[it.name])) if truth and it.name in truth else None
+        for k in range(stride // 2, len(columns[0]), stride):
             place = f"({where[k]:.4g})" if len(where) else f"[{k}]"
             label = it.name if len(columns[0]) == 1 else it.name + place
             unit = f" [{it.unit}]" if it.unit else ""
@@ -99,7 +104,8 @@ def table(intervals: list[Interval], limit: int = 12) -> str:
             star = " " if resolved else "*"
             starred |= not resolved
             ends = f"{mean:>12.5g}{lower:>12.5g}{upper:>12.5g}"
-            lines.append(f"{label + unit:<26}{ends}{model:>12.3g}{star}{sampling:>13.3g}")
+            true = "" if known is None else f"{known[k]:>12.5g}"
+            lines.append(f"{label + unit:<26}{ends}{model:>12.3g}{star}{sampling:>13.3g}{true}")
     notes = dict.fromkeys((i.level, i.kind, i.samples, i.sampling) for i in intervals)
     lines += [
         f"{p:.0%} credible, {kind}, {n} posterior samples, sampling from {source}" for p, kind, n, source in notes

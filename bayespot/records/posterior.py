@@ -120,7 +120,7 @@ def healthy(samples: PosteriorSamples) -> PosteriorSamples:
             f"No sample is sound ({len(samples)} samples{_status_text(samples)}). Lower the step size.",
             tuple(range(len(samples))),
         )
-    return samples[np.flatnonzero(good)]
+    return samples if good.all() else samples[np.flatnonzero(good)]
 
 
 def check_spec(samples: PosteriorSamples, spec: Spec) -> None:

@@ -11,6 +11,7 @@ where sampling noise is negligible (then this *is* the quantile or the Student i
 where it is all there is and known to be.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import special, stats
@@ -102,7 +103,7 @@ def _sound(observed: Observed, failed: str) -> tuple[Observed, tuple[int, ...]]:
         )
     if (~bad).sum() < 2:
         raise ValueError(f"A credible interval needs at least two posterior samples. Got {(~bad).sum()}.")
-    return take(observed, np.flatnonzero(~bad)), numbers
+    return take(jax.tree.map(np.asarray, observed), np.flatnonzero(~bad)), numbers
 
 
 def _raw(observed: Observed, parts: Components, level: float, kind: str) -> Float[np.ndarray, "2 *shape"]:

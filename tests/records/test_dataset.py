@@ -192,7 +192,7 @@ def test_flatten_keeps_every_atom_and_pair(spare):
 def test_flatten_gathers_per_atom_labels():
     data = labelled()[:2]
     graph = jax.jit(flatten, static_argnums=1)(data, 7)
-    forces = data.forces.reshape(-1, 3).at[graph.atom].get(mode="fill", fill_value=0)
+    forces = jnp.asarray(data.forces).reshape(-1, 3).at[graph.atom].get(mode="fill", fill_value=0)
     np.testing.assert_array_equal(forces[:5], np.concatenate([data.forces[0, :2], data.forces[1, :3]]))
     assert not forces[5:].any()
 
