@@ -11,9 +11,8 @@ from bayespot.cli import main
 from bayespot.quickstart import Settings, file_material, quickstart
 
 TINY = Settings(
-    frames=12, members=4, ensemble_steps=150, chains=2, draws=4, burn_in=10, thin=5, run=0.2, equilibration=0.02,
-    every=5, truth=0.4, cells=1, spacing=20, teacher_temperatures=(30.0, 100.0), temperature=60.0,
-    first_step=2e-5, last_step=1e-5,
+    frames=24, spacing=20, members=4, ensemble_steps=400, chains=2, draws=4, burn_in=10, thin=5, run=0.2,
+    equilibration=0.02, every=5, truth=0.4, cells=1, force_noise=0.02, first_step=2e-5, last_step=1e-5,
 )  # fmt: skip
 
 
