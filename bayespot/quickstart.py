@@ -166,15 +166,15 @@ def run_lengths(s: Settings) -> dict[str, int]:
 
 
 def truth(
-    key: Key, material: Material, thermostat: bp.Ensemble, s: Settings, measured: dict, progress: bool
+    key: Key, teacher: bp.Potential, start: bp.System, thermostat: bp.Ensemble, s: Settings, measured, progress: bool
 ) -> dict[str, np.ndarray]:
     """The teacher's own values, from longer runs than those of the samples."""
-    params = material.teacher.init(key)
+    params = teacher.init(key)
     many = jax.tree.map(lambda x: jnp.broadcast_to(x, (s.truth_runs, *jnp.shape(x))), params)
-    teachers = bp.as_samples(many, material.teacher.spec)
+    teachers = bp.as_samples(many, teacher.spec)
     lengths = run_lengths(s)
     lengths["steps"] *= max(1, round(s.truth / s.run / s.truth_runs))
-    runs = bp.propagate(key, material.teacher, teachers, material.start, thermostat, progress=progress, **lengths)
+    runs = bp.propagate(key, teacher, teachers, start, thermostat, progress=progress, **lengths)
     return {name: np.asarray(bp.observe(o, runs).value.mean((0, 1))) for name, o in measured.items()}
 
 
@@ -231,7 +231,9 @@ def quickstart(
     samples["pSGLD"] = sgld_posterior(keys[2], target, samples["deep ensemble"], material, s, progress)
     measured = observables(s)
     thermostat = bp.nvt_langevin(kT=s.temperature * units.kB, dt=s.time_step * units.ps)
-    true = truth(keys[3], material, thermostat, s, measured, progress) if material.teacher else None
+    true = None
+    if material.teacher is not None:
+        true = truth(keys[3], material.teacher, material.start, thermostat, s, measured, progress)
     found = {
         name: consequences(keys[4 + n], potential, drawn, material, thermostat, s, measured, progress)
         for n, (name, drawn) in enumerate(samples.items())
