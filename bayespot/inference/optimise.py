@@ -65,7 +65,6 @@ def optimise(
         raise ValueError("Early stopping (patience) needs validation data. Pass validation=….")
     if validation is not None:
         target.check(validation)
-        validation = jax.tree.map(jnp.asarray, validation)
 
     def init(key: Key, params: Params) -> OptimiseState:
         score = jnp.full((), -jnp.inf)
@@ -100,6 +99,7 @@ def optimise(
 
 def _scored(target: Target, validation: Batch) -> Callable:
     """The state after its average was scored on the validation data; a NaN score never counts as better."""
+    validation = jax.tree.map(jnp.asarray, validation)
 
     def score(state: OptimiseState) -> OptimiseState:
         value = target.metrics(state.average, validation)["log_likelihood"].astype(state.best_score.dtype)
