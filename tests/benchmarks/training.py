@@ -21,7 +21,9 @@ def main() -> None:
     key = jax.random.key(0)
     one, two = bp.initial(key, target, 1), bp.initial(key, target, 2)
     adam = bp.optimise(target, optax.adam(1e-3))
-    sgld = bp.sgld(target, bp.constant(1e-6))
+    sgld = bp.sgld(
+        target, bp.constant(1e-10)
+    )  # a larger step diverges at the untrained start, and the run then ends early
     psgld = bp.sgld(target, bp.constant(1e-6), preconditioner=bp.rms())
     start = take(one, 0)
 
