@@ -11,8 +11,8 @@ from bayespot.cli import main
 from bayespot.quickstart import Settings, file_material, quickstart
 
 TINY = Settings(
-    frames=24, spacing=20, members=4, ensemble_steps=400, chains=2, draws=4, burn_in=10, thin=5, run=0.2,
-    equilibration=0.02, every=5, truth=0.4, cells=1, force_noise=0.02, first_step=2e-5, last_step=1e-5,
+    frames=24, spacing=20, members=8, ensemble_steps=400, chains=2, draws=4, burn_in=10, thin=5, run=0.2, runs=8,
+    equilibration=0.02, every=5, truth=1.6, truth_runs=8, cells=1, force_noise=0.02, first_step=2e-5, last_step=1e-5,
 )  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def test_the_whole_road_leaves_its_results(results, tmp_path):
     report.write(tmp_path, *results)
     found = json.loads((tmp_path / "summary.json").read_text())
     assert set(found) == {"deep ensemble", "pSGLD", "teacher"}
-    for name, samples in (("deep ensemble", 4), ("pSGLD", 8)):
+    for name, samples in (("deep ensemble", 8), ("pSGLD", 8)):
         part = found[name]
         assert part["samples"] == samples == len(posteriors[name].samples)
         assert 0 <= part["stable_fraction"] <= 1
