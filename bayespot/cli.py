@@ -34,7 +34,7 @@ def _quickstart(chosen: argparse.Namespace) -> int:
         # one device per core: chains and simulations run side by side
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
     from bayespot import report
-    from bayespot.errors import DataError
+    from bayespot.errors import FailedSamples
     from bayespot.quickstart import FAST, FULL, quickstart
 
     begin = time.perf_counter()
@@ -43,7 +43,7 @@ def _quickstart(chosen: argparse.Namespace) -> int:
         material, posteriors, true = quickstart(
             chosen.seed, settings, data=chosen.data, test=chosen.test, progress=not chosen.quiet
         )
-    except DataError as error:
+    except (ValueError, FailedSamples) as error:  # their messages say what to do
         print(f"bayespot: {error}", file=sys.stderr)
         return 1
     report.write(chosen.out, material, posteriors, true)

@@ -4,6 +4,7 @@ Without files, a *teacher* makes the data: Stillinger–Weber silicon, whose obs
 can be checked against the truth. With files, held-out errors and calibration take the place of the truth.
 """
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,9 +32,10 @@ class Settings(NamedTuple):
     members: int = 8
     ensemble_steps: int = 1500
     chains: int = 4
-    draws: int = 4
+    draws: int = 16
     burn_in: int = 1000
-    thin: int = 250
+    thin: int = 62
+    simulated: int = 4  # every fourth draw of a chain is simulated; the others serve R-hat and ESS of predictions
     temperature: float = 600.0
     time_step: float = 0.002
     run: float = 8.0
@@ -53,7 +55,7 @@ class Settings(NamedTuple):
 
 FULL = Settings()
 FAST = Settings(  # the teacher's runs are shaped like those of the samples: what was compiled serves again
-    frames=16, spacing=50, members=6, ensemble_steps=220, chains=3, draws=2, burn_in=100, thin=30,
+    frames=16, spacing=50, members=6, ensemble_steps=220, chains=3, draws=8, burn_in=100, thin=8,
     run=0.6, equilibration=0.2, runs=12, truth=7.2, truth_runs=12,
 )  # fmt: skip
 
@@ -136,7 +138,7 @@ def sgld_posterior(key: Key, target: bp.Target, ensemble, material: Material, s:
     steps = s.burn_in + s.draws * s.thin
     step_size = bp.polynomial(s.first_step, s.last_step, s.burn_in)
     algorithm = bp.sgld(target, step_size, preconditioner=bp.rms(freeze_after=s.burn_in))
-    start = jax.tree.map(lambda x: x[: s.chains], ensemble.params)
+    start = jax.tree.map(lambda x: x[: s.chains], bp.healthy(ensemble).params)
     batch = min(8, len(material.train))
     return bp.infer(
         key, algorithm, start, material.train,
@@ -144,12 +146,19 @@ def sgld_posterior(key: Key, target: bp.Target, ensemble, material: Material, s:
     )  # fmt: skip
 
 
-def observables(s: Settings) -> dict[str, bp.Observable]:
+def first_shell(system: bp.System, cutoff: float) -> float:
+    """1.4 times the typical distance [Å] to the nearest neighbour: between the first and the second shell."""
+    vectors, mask = bp.displacements(system, bp.neighbors(system, cutoff))
+    nearest = np.where(mask, np.linalg.norm(vectors, axis=-1), np.inf).min(-1)
+    return 1.4 * float(np.median(nearest))
+
+
+def observables(s: Settings, start: bp.System) -> dict[str, bp.Observable]:
     """What is measured."""
     spacing = s.every * s.time_step * units.ps
     return {
         "rdf": bp.rdf(r_max=6.0, bins=60),
-        "adf": bp.adf(cutoff=3.2, bins=45),
+        "adf": bp.adf(cutoff=first_shell(start, s.cutoff), bins=45),
         "energy": bp.energy_per_atom(),
         "pressure": bp.pressure(),
         "msd": bp.msd(duration=spacing * max(2, s.frames_kept // 10), every=spacing),
@@ -181,31 +190,34 @@ def truth(
 class Posterior(NamedTuple):
     """What one posterior said; there are no intervals where fewer than two samples gave stable simulations."""
 
-    samples: bp.PosteriorSamples
+    samples: bp.PosteriorSamples  # all sound ones
+    simulated: bp.PosteriorSamples  # those of them that were simulated
     prediction: bp.Prediction
     observed: dict[str, bp.Observed]
     intervals: dict[str, bp.Interval]
-    stable: float
+    stable: float  # share of the samples meant for simulation that neither diverged nor had an unstable run
 
 
 def consequences(
     key: Key, potential, drawn, material: Material, thermostat, s: Settings, measured, progress
 ) -> Posterior:
-    """Held-out predictions, simulations and intervals of the samples that did not diverge."""
-    samples = bp.healthy(drawn)
+    """Held-out predictions of all samples that did not diverge; simulations and intervals of some of them."""
+    samples, draw = bp.healthy(drawn), np.asarray(drawn.draw)
+    meant = drawn[np.flatnonzero((draw.max() - draw) % s.simulated == 0)]
+    simulated = bp.healthy(meant)
     runs = bp.propagate(
-        key, potential, samples, material.start, thermostat,
-        replicas=max(1, s.runs // len(samples)), throw=False, progress=progress, **run_lengths(s),
+        key, potential, simulated, material.start, thermostat,
+        replicas=max(1, s.runs // len(simulated)), throw=False, progress=progress, **run_lengths(s),
     )  # fmt: skip
-    observed = {name: bp.observe(o, runs, samples=samples) for name, o in measured.items()}
-    stable = np.asarray(runs.status) == 0
-    enough = stable.all(1).sum() >= 2
+    observed = {name: bp.observe(o, runs, samples=simulated) for name, o in measured.items()}
+    stable = int((np.asarray(runs.status) == 0).all(1).sum())
     return Posterior(
         samples=samples,
+        simulated=simulated,
         prediction=bp.predict(potential, samples, material.test),
         observed=observed,
-        intervals={name: bp.interval(o, level=0.95, failed="drop") for name, o in observed.items()} if enough else {},
-        stable=float(stable.mean()),
+        intervals={n: bp.interval(o, level=0.95, failed="drop") for n, o in observed.items()} if stable >= 2 else {},
+        stable=stable / len(meant),
     )
 
 
@@ -227,15 +239,20 @@ def quickstart(
         noise = bp.Noise(energy=0.001, forces=0.1, stress=0.002)
     potential = model(material, s)
     target = bp.force_matching(potential, material.train, bp.scaled_normal(1.0), noise)
+    target.check(material.test)
     samples = {"deep ensemble": ensemble_posterior(keys[1], target, material, s, progress)}
     samples["pSGLD"] = sgld_posterior(keys[2], target, samples["deep ensemble"], material, s, progress)
-    measured = observables(s)
+    measured = observables(s, material.start)
     thermostat = bp.nvt_langevin(kT=s.temperature * units.kB, dt=s.time_step * units.ps)
     true = None
     if material.teacher is not None:
         true = truth(keys[3], material.teacher, material.start, thermostat, s, measured, progress)
-    found = {
-        name: consequences(keys[4 + n], potential, drawn, material, thermostat, s, measured, progress)
-        for n, (name, drawn) in enumerate(samples.items())
-    }
+    found = {}
+    for n, (name, drawn) in enumerate(samples.items()):
+        try:
+            found[name] = consequences(keys[4 + n], potential, drawn, material, thermostat, s, measured, progress)
+        except bp.FailedSamples as error:
+            warnings.warn(f"{name} is left out of the results. {error}", RuntimeWarning, stacklevel=2)
+    if not found:
+        raise bp.FailedSamples("Neither posterior gave sound samples. Train longer or on more data.", ())
     return material, found, true

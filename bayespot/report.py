@@ -26,17 +26,15 @@ def coverage(intervals: dict[str, bp.Interval], true: dict[str, np.ndarray]) -> 
 
 
 def convergence(posterior) -> dict[str, float | None]:
-    """Largest R-hat and smallest bulk ESS over held-out predictions, and over observables where every run was sound.
+    """Largest R-hat and smallest bulk ESS over the held-out energies.
 
-    ``None`` where chains have fewer than 4 draws, as in an ensemble.
+    ``None`` where chains have too few draws, as in an ensemble.
     """
-    values = [np.asarray(posterior.prediction.members["energy"])]
-    if posterior.stable == 1:
-        values += [np.asarray(posterior.observed[n].value).mean(1) for n in ("energy", "pressure")]
+    energies = posterior.prediction.members["energy"]
     try:
         return {
-            "rhat": max(float(np.max(bp.rhat(posterior.samples, v))) for v in values),
-            "ess": min(float(np.min(bp.ess(posterior.samples, v))) for v in values),
+            "rhat": float(np.max(bp.rhat(posterior.samples, energies))),
+            "ess": float(np.min(bp.ess(posterior.samples, energies))),
         }
     except ValueError:
         return {"rhat": None, "ess": None}
@@ -49,6 +47,7 @@ def summary(material, posteriors: dict, true: dict | None) -> dict:
         curves = [bp.coverage(p.prediction, material.test, q) for q in ("energy", "forces")]
         out[name] = {
             "samples": len(p.samples),
+            "simulated": len(p.simulated),
             "stable_fraction": p.stable,
             **convergence(p),
             "held_out": [e._asdict() for e in bp.prediction_errors(p.prediction, material.test)],
@@ -66,22 +65,21 @@ def summary(material, posteriors: dict, true: dict | None) -> dict:
 
 
 def _plain(it: bp.Interval) -> dict:
-    names = ("mean", "lower", "upper", "std_model", "std_sampling", "coordinate")
-    return {n: np.asarray(getattr(it, n)).tolist() for n in names} | {"unit": it.unit, "kind": it.kind}
+    arrays = ("mean", "lower", "upper", "std_model", "std_sampling", "resolved", "coordinate")
+    others = ("unit", "kind", "level", "samples", "sampling", "dropped")
+    return {n: np.asarray(getattr(it, n)).tolist() for n in arrays} | {n: getattr(it, n) for n in others}
 
 
 def text(material, posteriors: dict, true: dict | None) -> str:
     """The table at the end."""
     lines = []
     for name, p in posteriors.items():
-        lines += ["", f"== {name}: {len(p.samples)} samples, {p.stable:.0%} of simulations stable"]
+        lines += ["", f"== {name}: {len(p.samples)} samples, {len(p.simulated)} simulated, {p.stable:.0%} stable"]
         state = convergence(p)
         if state["rhat"] is not None:
-            lines.append(
-                f"   R-hat ≤ {state['rhat']:.3f}, bulk ESS ≥ {state['ess']:.0f} (held-out energies, observables)"
-            )
+            lines.append(f"   R-hat ≤ {state['rhat']:.3f}, bulk ESS ≥ {state['ess']:.0f} (held-out energies)")
         else:
-            lines.append("   R-hat and ESS need chains of at least 4 draws; not defined here")
+            lines.append("   R-hat and ESS need chains of at least 8 draws; not defined here")
         lines.append(bp.error_table([e for e in bp.prediction_errors(p.prediction, material.test) if e.group == "all"]))
         lines.append(bp.calibration_table([bp.coverage(p.prediction, material.test, q) for q in ("energy", "forces")]))
         if not p.intervals:
@@ -120,19 +118,29 @@ def datatree(posteriors: dict):
 
 
 def _observables(p):
-    """Every observable of every sample, averaged over replicas, with the dimensions ``chain`` and ``draw``."""
+    """Every observable of every simulated sample, averaged over replicas, with the dimensions ``chain`` and ``draw``.
+
+    ``status`` is the worst of a sample's runs; where it is not 0 (OK) the values are NaN, so that no mean counts them.
+    """
     import xarray as xr
 
-    chains = len(np.unique(np.asarray(p.samples.chain)))
-    data = {}
+    status = np.asarray(next(iter(p.observed.values())).status).max(1)
+    chain, draw = (np.asarray(x) for x in (p.simulated.chain, p.simulated.draw))
+    chains = np.unique(chain)
+    coords = {"chain": chains, "draw": np.unique(draw)}
+
+    def grid(value):
+        return value.reshape(len(chains), -1, *value.shape[1:])
+
+    data = {"status": xr.DataArray(grid(status), dims=("chain", "draw"))}
     for name, o in p.observed.items():
-        value = np.asarray(o.value.mean(1))
-        shape = (chains, len(value) // chains, *value.shape[1:])
+        value = np.asarray(o.value.mean(1), float)
+        value[status != 0] = np.nan
         dims = ("chain", "draw", *([f"{name}_coordinate"] if value.ndim > 1 else []))
-        data[name] = xr.DataArray(value.reshape(shape), dims=dims, attrs={"unit": o.unit, "axis": o.axis})
+        data[name] = xr.DataArray(grid(value), dims=dims, attrs={"unit": o.unit, "axis": o.axis})
         if value.ndim > 1:
             data[name] = data[name].assign_coords({dims[-1]: np.asarray(o.coordinate[0])})
-    return xr.Dataset(data)
+    return xr.Dataset(data, coords=coords)
 
 
 def figures(folder: Path, material, posteriors: dict, true: dict | None) -> None:

@@ -11,8 +11,9 @@ from bayespot.cli import main
 from bayespot.quickstart import Settings, file_material, quickstart
 
 TINY = Settings(
-    frames=24, spacing=20, members=8, ensemble_steps=400, chains=2, draws=4, burn_in=10, thin=5, run=0.2, runs=8,
-    equilibration=0.02, every=5, truth=1.6, truth_runs=8, cells=1, force_noise=0.02, first_step=2e-5, last_step=1e-5,
+    frames=24, spacing=20, members=8, ensemble_steps=400, chains=2, draws=8, simulated=2, burn_in=10, thin=3, runs=8,
+    run=0.2, equilibration=0.02, every=5, truth=1.6, truth_runs=8, cells=1, force_noise=0.02, first_step=2e-5,
+    last_step=1e-5,
 )  # fmt: skip
 
 
@@ -26,9 +27,10 @@ def test_the_whole_road_leaves_its_results(results, tmp_path):
     report.write(tmp_path, *results)
     found = json.loads((tmp_path / "summary.json").read_text())
     assert set(found) == {"deep ensemble", "pSGLD", "teacher"}
-    for name, samples in (("deep ensemble", 8), ("pSGLD", 8)):
+    for name, samples in (("deep ensemble", 8), ("pSGLD", 16)):
         part = found[name]
         assert part["samples"] == samples == len(posteriors[name].samples)
+        assert part["simulated"] == 8 == len(posteriors[name].simulated)
         assert 0 <= part["stable_fraction"] <= 1
         assert set(part["intervals"]) == set(true) == set(part["coverage_of_teacher"])
         inside = posteriors[name].intervals["energy"]
@@ -40,9 +42,10 @@ def test_the_whole_road_leaves_its_results(results, tmp_path):
     tree = xr.open_datatree(tmp_path / "results.nc", engine="h5netcdf")
     predictive = tree["pSGLD/posterior_predictive"]
     assert predictive["rdf"].dims == ("chain", "draw", "rdf_coordinate")
-    np.testing.assert_allclose(
-        predictive["energy"].values.ravel(), posteriors["pSGLD"].observed["energy"].value.mean(1)
-    )
+    energy = np.where(predictive["status"] == 0, predictive["energy"], 0.0).ravel()
+    observed = posteriors["pSGLD"].observed["energy"]
+    np.testing.assert_allclose(energy, np.where((observed.status == 0).all(1), observed.value.mean(1), 0.0))
+    assert np.isnan(predictive["energy"].values[predictive["status"] != 0]).all()
     assert "lp" in tree["pSGLD/sample_stats"]
     for figure in ("rdf", "adf", "reliability", "learning", "parity"):
         assert (tmp_path / f"deep_ensemble_{figure}.png").stat().st_size > 5000

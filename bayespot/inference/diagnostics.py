@@ -34,11 +34,11 @@ def rhat(samples: PosteriorSamples, values: Float[Array, "S *shape"]) -> Float[A
     """Rank-normalised split R-hat of each quantity; near 1 when the chains agree, above 1.01 a reason for doubt.
 
     Args:
-        samples: of several chains with at least four draws each.
+        samples: of several chains with at least eight draws each.
         values: one per sample, any shape: predicted energies, forces, observables.
 
     Raises:
-        ValueError: for fewer than two chains or four draws: then no such comparison exists.
+        ValueError: for fewer than two chains or eight draws: estimates from half-chains of two or three mean nothing.
 
     Reference:
         Vehtari et al., Bayesian Analysis 16, 667 (2021), eq. 4 and section 4.
@@ -58,7 +58,7 @@ def ess(samples: PosteriorSamples, values: Float[Array, "S *shape"]) -> Float[Ar
 def _diagnosed(samples, values, function, name: str):
     table = by_chain(samples, values)
     chains, draws = table.shape[:2]
-    if chains < 2 or draws < 4:
-        raise ValueError(f"{name} needs at least 2 chains of 4 draws. Got {chains} of {draws}. Run more, or thin less.")
+    if chains < 2 or draws < 8:
+        raise ValueError(f"{name} needs at least 2 chains of 8 draws. Got {chains} of {draws}. Run more, or thin less.")
     compiled = jax.jit(partial(function, chain_axis=0, sample_axis=1))
     return compiled(table.reshape(chains, draws, -1)).reshape(table.shape[2:])

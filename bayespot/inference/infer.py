@@ -90,7 +90,7 @@ def infer(
     keys = jax.vmap(lambda c: jax.random.split(jax.random.fold_in(key, c)))(jnp.arange(chains))
     begin = jax.jit(lambda k, p: over_batches(_each(algorithm.init, size), (k, p), batch_size=size))
     keys, states = keys[:, 1], begin(keys[:, 0], params)
-    run = _Run(states, _Host(np.zeros(chains, np.int32), [], [], {}))
+    run = _Run(states, _Host(np.zeros(chains, np.int32), np.zeros(chains), np.array(False), [], [], {}))
     store = None
     if checkpoint:
         facts = [steps, burn_in, thin, batch_size, *_meaning(algorithm, keys, states, data)]
@@ -108,9 +108,11 @@ def _meaning(algorithm: Algorithm, keys, states: PyTree, data: Batch) -> list[st
 
 
 class _Host(NamedTuple):
-    """What the host has noted: status of the chains, their draws so far, and the curves."""
+    """What the host has noted: status and last log density of the chains, whether all are done, draws, curves."""
 
     status: np.ndarray
+    last: np.ndarray
+    stopped: np.ndarray
     draws: list
     densities: list
     history: dict[str, list]
@@ -137,14 +139,15 @@ def _driven(run: _Run, advance: Callable, plan: Plan, store, progress: bool) -> 
     done, run = _resumed(store, run)
     with tqdm(total=steps, initial=done, desc="infer", unit="step", disable=not progress) as bar:
         for end in (e for e in plan.ends if e > done):
-            run, stopped = advance(run, done, end)
+            if run.host.stopped and not plan.draws - {steps}:
+                break
+            run = advance(run, done, end)
             bar.update(end - done)
             bar.set_postfix_str(_postfix(run))
             done = end
             if store:
-                (store.save if done == steps else store.save_when_due)(done, run.states, run.host._asdict())
-            if stopped and not plan.draws - {steps}:
-                break
+                save = store.save if done == steps or run.host.stopped else store.save_when_due
+                save(done, run.states, run.host._asdict())
     return run
 
 
@@ -231,7 +234,7 @@ def _segment(algorithm: Algorithm, size: int) -> Callable:
     return jax.jit(segment, donate_argnums=1)
 
 
-def _advance(run: _Run, first: int, end: int, *, algorithm, segment, keys, data, order, plan) -> tuple[_Run, bool]:
+def _advance(run: _Run, first: int, end: int, *, algorithm, segment, keys, data, order, plan) -> _Run:
     """One segment, and what the host notes after it."""
     states, info, last, finite = segment(keys, run.states, order(first, end, plan.longest), data, first, end - first)
     info = jax.tree.map(np.asarray, info)
@@ -242,8 +245,8 @@ def _advance(run: _Run, first: int, end: int, *, algorithm, segment, keys, data,
     if end in plan.draws:
         draws = [*draws, jax.tree.map(np.asarray, jax.vmap(algorithm.params)(states))]
         densities = [*densities, np.asarray(last)]
-    stopped = bool(np.all(info.get("done", np.array(False)) | (status != Status.OK)))
-    return _Run(states, _Host(status, draws, densities, history)), stopped
+    stopped = np.all(info.get("done", np.array(False)) | (status != Status.OK))
+    return _Run(states, _Host(status, np.asarray(last), np.asarray(stopped), draws, densities, history))
 
 
 def _postfix(run: _Run) -> str:
@@ -256,11 +259,11 @@ def _postfix(run: _Run) -> str:
 
 
 def _samples(algorithm: Algorithm, run: _Run) -> PosteriorSamples:
-    status, draws, densities, history = run.host
+    status, last, _, draws, densities, history = run.host
     chains = len(status)
     if not draws:  # every chain stopped early, so the last state is the draw
         draws = [jax.tree.map(np.asarray, jax.vmap(algorithm.params)(run.states))]
-        densities = [history["log_density"][-1]]
+        densities = [last]
     if lost := np.flatnonzero(status != Status.OK).tolist():
         warnings.warn(
             f"{len(lost)} of {chains} chains ({listed(lost)}) diverged: their samples have status UNSTABLE. "

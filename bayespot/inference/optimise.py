@@ -61,16 +61,15 @@ def optimise(
     """
     if not 0 <= average < 1 or every < 1:
         raise ValueError(f"Need 0 ≤ average < 1 and every ≥ 1. Got {average=}, {every=}.")
-    if patience is not None and validation is None:
-        raise ValueError("Early stopping (patience) needs validation data. Pass validation=….")
     if validation is not None:
         target.check(validation)
+    elif patience is not None:
+        raise ValueError("Early stopping (patience) needs validation data. Pass validation=….")
 
     def init(key: Key, params: Params) -> OptimiseState:
-        score = jnp.full((), -jnp.inf)
-        step = jnp.zeros((), jnp.int32)
-        state = target.init(key, params)
-        return OptimiseState(params, params, params, score, step, optimiser.init(params), state, step)
+        score, step = jnp.full((), -jnp.inf), jnp.zeros((), jnp.int32)
+        started = optimiser.init(params), target.init(key, params)
+        return OptimiseState(params, params, params, score, step, *started, step)
 
     def step(key: Key, state: OptimiseState, batch: Batch):
         value, gradient, target_state, info = target.value_and_grad(key, state.params, state.target, batch)
@@ -79,14 +78,15 @@ def optimise(
         t = state.step + 1
         beta = jnp.minimum(average, t / (9 + t)) if average > 0 else 0.0
         averaged = jax.tree.map(lambda m, p: p + (beta * (m - p)).astype(p.dtype), state.average, params)
-        state = state._replace(params=params, average=averaged, optimiser=optimiser_state, target=target_state, step=t)
-        info = {"log_density": value, **info}
+        new = state._replace(params=params, average=averaged, optimiser=optimiser_state, target=target_state, step=t)
         if validation is None:
-            return state, info
-        state = jax.lax.cond(t % every == 0, _scored(target, validation), lambda s: s, state)
-        waited = (t - state.best_step) // every
-        done = jnp.asarray(False) if patience is None else waited >= patience
-        return state, {**info, "validation": state.best_score, "done": done}
+            return new, {"log_density": value, **info}
+        new = jax.lax.cond(t % every == 0, _scored(target, validation), lambda s: s, new)
+        if patience is not None:  # once done a member stays as it is, however long the others still run
+            over = _waited(state) >= patience * every
+            new = jax.tree.map(lambda before, after: jnp.where(over, before, after), state, new)
+        done = jnp.asarray(False) if patience is None else _waited(new) >= patience * every
+        return new, {"log_density": value, **info, "validation": new.best_score, "done": done}
 
     def params(state: OptimiseState) -> Params:
         if validation is None:
@@ -95,6 +95,11 @@ def optimise(
         return jax.tree.map(lambda best, last: jnp.where(scored, best, last), state.best, state.average)
 
     return Algorithm(init, step, params, target.spec, partial(require_training_data, target))
+
+
+def _waited(state: OptimiseState) -> Array:
+    """Steps since the best score."""
+    return state.step - state.best_step
 
 
 def _scored(target: Target, validation: Batch) -> Callable:

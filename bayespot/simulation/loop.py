@@ -232,7 +232,7 @@ def _trajectory(parts: list[dict], failed: np.ndarray, start, ensemble, plan: Pl
 
     system = System(seen["position"], everywhere(start.species), everywhere(start.box))
     time = ensemble.dt * plan.every * np.arange(1, count + 1)
-    valid = np.where(failed >= 0, np.maximum(failed - plan.equilibration, 0), plan.steps) * ensemble.dt
+    valid = np.where(failed >= 0, np.maximum(failed - 1 - plan.equilibration, 0), plan.steps) * ensemble.dt
     return Trajectory(
         frames=Frame(system, seen["velocity"], seen["energy"], seen["stress"]),
         time=np.broadcast_to(time, (*shape, count)),

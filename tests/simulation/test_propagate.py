@@ -184,7 +184,7 @@ def test_a_nan_is_found_at_the_first_step():
     params = {"sigma": jnp.array(3.4), "epsilon": jnp.array(jnp.nan)}
     run = simulate(jax.random.key(0), POTENTIAL, params, argon(), ENSEMBLE, throw=False, **OPTIONS)
     assert int(run.status) == Status.UNSTABLE
-    np.testing.assert_allclose(run.valid_until, ENSEMBLE.dt)
+    assert float(run.valid_until) == 0
     with pytest.raises(FailedSamples, match="became unstable at t ="):
         simulate(jax.random.key(0), POTENTIAL, params, argon(), ENSEMBLE, **OPTIONS)
 
