@@ -1,7 +1,7 @@
 """One loop over samples, chains or replicas: sequential in small batches, spread over the devices there are.
 
-On a CPU a batch of one is fastest and smallest; on an accelerator the batch should fill the machine
-(``docs/performance.md``).
+On a CPU a batch of one needs least memory and keeps ``cond`` a branch; on an accelerator the batch should fill the
+machine.
 """
 
 from collections.abc import Callable

@@ -126,10 +126,18 @@ def save(samples: PosteriorSamples, path: str | Path) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+        os.chmod(temporary, 0o666 & ~_umask())  # temporary files are private, results need not be
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    """The permissions that new files of this process must not have; reading them means setting them."""
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def load(path: str | Path) -> PosteriorSamples:

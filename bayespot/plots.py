@@ -5,6 +5,7 @@ Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +81,7 @@ def plot_interval(interval: Interval, truth=None, ax: Axes | None = None, centre
 def plot_reliability(curves: Reliability | list[Reliability], ax: Axes | None = None) -> Axes:
     """Observed against promised coverage; below the diagonal the uncertainties are too small (over-confident)."""
     ax = _axes(ax)
-    for color, curve in zip(COLORS, curves if isinstance(curves, list) else [curves], strict=False):
+    for color, curve in zip(cycle(COLORS), curves if isinstance(curves, list) else [curves], strict=False):
         level, observed, error = (np.asarray(x) for x in (curve.level, curve.observed, curve.error))
         label = f"{curve.quantity}, ⟨z²⟩ = {float(curve.zms):.2f}"
         ax.errorbar(level, observed, np.nan_to_num(error), fmt="o-", color=color, ms=4, lw=1.4, capsize=2, label=label)
@@ -105,7 +106,7 @@ def plot_learning(samples: PosteriorSamples, ax: Axes | None = None) -> Axes:
     _, first = np.unique(np.asarray(samples.chain), return_index=True)
     curves = {n: np.asarray(samples.history[n])[first] for n in ("log_density", "validation") if n in samples.history}
     late = []
-    for color, (name, chosen) in zip(COLORS, curves.items(), strict=False):
+    for color, (name, chosen) in zip(cycle(COLORS), curves.items(), strict=False):
         progress = np.linspace(0, 100, chosen.shape[1] + 1)[1:]
         for n, curve in enumerate(chosen):
             ax.plot(progress, curve, color=color, lw=1, alpha=0.7, label=name if n == 0 else None)

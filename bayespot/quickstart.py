@@ -236,7 +236,8 @@ def quickstart(
         noise = bp.Noise(energy=s.energy_noise, forces=s.force_noise, stress=s.stress_noise)
     else:
         material = file_material(keys[0], s, data, test)
-        noise = bp.Noise(energy=0.001, forces=0.1, stress=0.002)
+        stress = 0.002 if bool(material.train.has_stress.any()) else None
+        noise = bp.Noise(energy=0.001, forces=0.1, stress=stress)
     potential = model(material, s)
     target = bp.force_matching(potential, material.train, bp.scaled_normal(1.0), noise)
     target.check(material.test)

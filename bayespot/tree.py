@@ -56,7 +56,7 @@ def replace(instance, **changes):
 
 
 def noise(key: Key, tree: PyTree) -> PyTree:
-    """Standard normal noise of a tree's structure, one key per leaf (3.5 × faster than over a ravelled vector)."""
+    """Standard normal noise of a tree's structure, one key per leaf."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(len(leaves), 1))
     drawn = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)]

@@ -3,19 +3,23 @@
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ase.build import bulk
-from ase.calculators.lj import LennardJones
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
+
+import bayespot as bp
 
 README = Path(__file__).parents[1] / "README.md"
 SMALLER = {
-    "chains=8": "chains=2",
-    "steps=20_000, burn_in=10_000, thin=1_000": "steps=6, burn_in=4, thin=1, batch_size=2, progress=False",
-    "steps=100_000, equilibration=10_000": "steps=40, every=10, max_kT=1e6, throw=False, progress=False",
-    "10_000)": "3)",
-    "level=0.95)": 'level=0.95, failed="drop")',
+    "chains=4": "chains=2",
+    "data, steps=3_000": "data, steps=150, batch_size=2, progress=False",
+    "steps=2_000, burn_in=1_000, thin=250": "steps=6, burn_in=4, thin=1, batch_size=2, progress=False",
+    "steps=10_000, equilibration=2_000": "steps=40, every=10, progress=False",
+    "3_000)": "150)",
+    "1_000)": "3)",
 }
 
 
@@ -27,13 +31,14 @@ def lines() -> str:
 
 @pytest.fixture
 def silicon_file(tmp_path, monkeypatch):
-    """Four frames that ASE labels, under the name that the README uses."""
-    frames = []
-    for seed in range(4):
+    """Eight frames of Stillinger–Weber silicon, under the name that the README uses."""
+    teacher, frames = bp.stillinger_weber(14), []
+    params = teacher.init(jax.random.key(0))
+    for seed in range(8):
         atoms = bulk("Si", cubic=True)
-        atoms.rattle(0.05, seed=seed)
-        atoms.calc = LennardJones(sigma=2.1, epsilon=1.0, rc=5.0, smooth=True)
-        atoms.get_potential_energy(), atoms.get_forces()
+        atoms.rattle(0.08, seed=seed)
+        one = bp.label(teacher, params, [bp.from_ase(atoms)], 5.0)
+        atoms.calc = SinglePointCalculator(atoms, energy=float(one.energy[0]), forces=np.asarray(one.forces[0]))
         frames.append(atoms)
     write(tmp_path / "silicon.extxyz", frames)
     monkeypatch.chdir(tmp_path)

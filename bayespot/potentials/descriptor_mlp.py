@@ -84,11 +84,6 @@ def invariants(moment: list[Float[jax.Array, "C _ N"]]) -> Float[Array, "N D"]:
     return jnp.concatenate(out).T
 
 
-def number_of_invariants(channels: int) -> int:
-    """140 for 8 channels."""
-    return channels + 3 * channels * (channels + 1) // 2 + 3 * channels
-
-
 def species_mixing(species: tuple[int, ...], channels: int) -> np.ndarray:
     """Starting values of the mixing of radial functions into channels, ``(species, c, C)``.
 
@@ -162,7 +157,8 @@ def descriptor_mlp(
         hidden: widths of the hidden layers. The defaults make 13 249 parameters per species.
 
     Raises:
-        ValueError: if the neighbours of the data are shorter than ``cutoff``.
+        ValueError: if the neighbours of the data are shorter than ``cutoff``, no frame has an energy, or none has
+            forces other than zero.
     """
     if data.cutoff < cutoff:
         raise ValueError(f"The data's neighbours must reach {cutoff} Å. Got {data.cutoff}. Read with cutoff={cutoff}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +115,7 @@ def dataset(systems: list[System], cutoff: float, energy=None, forces=None, stre
     force, has_forces = _labels("forces", forces, [(len(r), 3) for r in real])
     stresses, has_stress = _labels("stress", stress, [(3, 3)] * m)
     force = [f[r] for f, r in zip(force, real, strict=True)]
+    _warn_of_rounding(energies, [len(z) for z in species])
     names = tuple(dict.fromkeys(group)) if group is not None else ("all",)
     codes = [names.index(g) for g in group] if group is not None else [0] * m
     return Dataset(
@@ -130,6 +133,20 @@ def dataset(systems: list[System], cutoff: float, energy=None, forces=None, stre
         group_names=names,
         source="memory",
     )
+
+
+def _warn_of_rounding(energies: list[np.ndarray], atoms: list[int]) -> None:
+    """Say so when total energies are so large that their storage in float32 spoils them by 0.1 meV/atom or more."""
+    if jax.config.jax_enable_x64:
+        return
+    rounding = max(float(np.spacing(np.float32(abs(e)))) / n for e, n in zip(energies, atoms, strict=True))
+    if rounding > 1e-4:
+        warnings.warn(
+            f"Total energies are rounded by up to {1e3 * rounding:.2g} meV/atom in float32. Subtract the energies of "
+            'free atoms before, or compute in float64: jax.config.update("jax_enable_x64", True).',
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _labels(name: str, values, shapes: list[tuple[int, ...]]) -> tuple[list[np.ndarray], Bool[Array, "M"]]:

@@ -178,8 +178,9 @@ def _is_shape(x) -> bool:
 def to_arviz(samples: PosteriorSamples):
     """The samples as an ``xarray.DataTree`` that ArviZ reads, with the dimensions ``chain`` and ``draw``.
 
-    The group ``posterior`` holds the noise scales as the sampler sees them (weights of a network have no meaning
-    one by one); ``sample_stats`` holds ``lp`` (log density per datum), ``log_weight``, ``status`` and ``diverging``.
+    The group ``posterior`` holds the noise scales as the sampler sees them, ``log_noise_energy`` etc. (weights of a
+    network have no meaning one by one); ``sample_stats`` holds ``lp`` (log density per datum), ``log_weight``,
+    ``status`` and ``diverging``.
 
     Raises:
         ValueError: when chains have different numbers of draws.
@@ -209,7 +210,7 @@ def to_arviz(samples: PosteriorSamples):
     same = (draws == draws[0]).all()
     return from_dict(
         {
-            "posterior": {"_".join(str(k.key) for k in path): grid(x) for path, x in names},
+            "posterior": {"_".join(["log_noise", *(str(k.key) for k in path)]): grid(x) for path, x in names},
             "sample_stats": {**stats, "diverging": status == Status.UNSTABLE},
         },
         coords={"chain": chains, "draw": draws[0] if same else np.arange(shape[1])},

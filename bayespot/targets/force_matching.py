@@ -64,7 +64,7 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
 
     Raises:
         ValueError: if the potential does not know a species, its cutoff is longer than that of the data's neighbours,
-            a scale is not positive, or none of the labels in use occurs in the data.
+            a scale is not positive, or a label that has one does not occur in the data.
     """
     scales = _checked_scales(noise, data)
 
@@ -118,13 +118,14 @@ def _checked_scales(noise: Noise, data: Dataset) -> dict[str, float]:
         raise ValueError(f'learn must be "exponential" or "fixed". Got "{noise.learn}".')
     if wrong := {k: v for k, v in noise.scales.items() if not v > 0}:
         raise ValueError(f"Noise scales must be positive. Got {wrong}.")
-    present = {k: bool(getattr(data, f"has_{k}").any()) for k in noise.scales}
-    scales = {k: v for k, v in noise.scales.items() if present[k]}
-    if not scales:
+    if not noise.scales:
+        raise ValueError("Noise needs the scale of at least one label. Got none.")
+    if missing := [k for k in noise.scales if not bool(getattr(data, f"has_{k}").any())]:
         raise ValueError(
-            f"{data.source} has none of the labels {list(noise.scales)}. Give noise a scale for one it has."
+            f"The data must have every label that noise has a scale for. {data.source} has no {', no '.join(missing)}. "
+            f"Leave it out with Noise({missing[0]}=None, …), or tell read its name with {missing[0]}_key=…."
         )
-    return scales
+    return noise.scales
 
 
 def _log_scale_prior(log_scales: Params, means: dict[str, float]) -> Scalar:

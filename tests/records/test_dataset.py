@@ -236,3 +236,11 @@ def test_round_trip_to_ase(k):
     assert back.pbc.tolist() == atoms.pbc.tolist()
     np.testing.assert_array_equal(back.positions, atoms.positions)
     np.testing.assert_array_equal(back.cell[atoms.pbc], atoms.cell[atoms.pbc])
+
+
+def test_energies_too_large_for_float32_are_reported():
+    one = from_ase(bulk("Si", cubic=True))
+    with jax.enable_x64(False):
+        dataset([one], 4.0, energy=[-8 * 5.4])
+        with pytest.warns(RuntimeWarning, match=r"rounded by up to 0\.49 meV/atom in float32"):  # 2⁻⁸ eV over 8 atoms
+            dataset([one], 4.0, energy=[-8 * 7880.0])

@@ -229,12 +229,12 @@ def test_arviz():
     shuffled = samples[np.random.default_rng(0).permutation(150)]
     data = to_arviz(shuffled)
     assert set(data.children) == {"posterior", "sample_stats"}
-    assert set(data["posterior"].data_vars) == {"energy", "forces"}
+    assert set(data["posterior"].data_vars) == {"log_noise_energy", "log_noise_forces"}
     assert dict(data["posterior"].sizes) == {"chain": 3, "draw": 50}
-    assert float(data["posterior"]["energy"].sel(chain=2, draw=4)) == 104.5
+    assert float(data["posterior"]["log_noise_energy"].sel(chain=2, draw=4)) == 104.5
     assert float(data["sample_stats"]["lp"].sel(chain=1, draw=0)) == 500.0
     assert np.argwhere(data["sample_stats"]["diverging"].values).tolist() == [[0, 7]]
-    rank = arviz_stats.rhat(data["posterior"])["energy"]
+    rank = arviz_stats.rhat(data["posterior"])["log_noise_energy"]
     assert float(rank) > 2  # the chains of this made-up posterior lie apart
 
 

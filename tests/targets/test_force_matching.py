@@ -110,7 +110,8 @@ def test_a_minibatch_longer_than_the_flat_graph_loses_nothing(key):
     [
         (Noise(-1.0), "must be positive"),
         (Noise(0.1, learn="yes"), 'learn must be "exponential" or "fixed"'),
-        (Noise(None, None, 0.1), "none of the labels"),
+        (Noise(None, None, None), "at least one label"),
+        (Noise(0.1, 0.1, 0.1), r"memory has no stress\. Leave it out with Noise\(stress=None"),
     ],
 )
 def test_bad_noise_is_refused(noise, message):
