@@ -53,7 +53,7 @@ def heights(box: np.ndarray) -> np.ndarray:
 
 
 def neighbor_list(
-    system: System, cutoff: float, skin: float = 0.5, capacity: tuple[int, int] | None = None
+    system: System, cutoff: float, skin: float = 0.4, capacity: tuple[int, int] | None = None
 ) -> NeighborList:
     r"""A neighbour list for simulations that start from ``system`` and keep its box (host).
 

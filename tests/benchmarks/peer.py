@@ -33,7 +33,7 @@ def write_frames(data: bp.Dataset, folder: Path) -> None:
         out.append(atoms)
     write(folder / "frames.extxyz", out)
     for size, (cells, _) in MD_STEPS.items():
-        atoms = bulk("Si", "diamond", a=5.431, cubic=True) * (cells,) * 3
+        atoms = bulk("Si", "diamond", a=5.431, cubic=True) * ((cells,) * 3)
         atoms.rattle(0.02, seed=0)
         write(folder / f"start_{size}.extxyz", atoms)
 

@@ -19,11 +19,11 @@ jax.config.update("jax_num_cpu_devices", 1)
 def memory(potential, params, start, ensemble, samples: int, batch_size: int) -> int:
     """Memory [bytes] of a compiled chunk for so many samples: temporary, arguments and results."""
     many = jax.tree.map(lambda x: jnp.broadcast_to(x, (samples, *x.shape)), params)
-    neighbors = neighbor_list(start, potential.cutoff, 0.5)
+    neighbors = neighbor_list(start, potential.cutoff, 0.4)
     number = jnp.arange(samples, dtype=jnp.int32)
     runs = Run(number, jnp.zeros_like(number), {}, jnp.full(samples, -1, jnp.int32))
     runs = starter(potential, ensemble, neighbors, batch_size)(jax.random.key(0), runs, many, start)
-    program = chunk(potential, ensemble, neighbors, skin=0.5, max_kT=1.0, frames=10, batch_size=batch_size)
+    program = chunk(potential, ensemble, neighbors, skin=0.4, max_kT=1.0, frames=10, batch_size=batch_size)
     numbers = [np.int32(0), np.int32(10), np.int32(100), np.float32(1)]
     used = jax.jit(program).lower(runs, many, start, *numbers).compile().memory_analysis()
     return used.temp_size_in_bytes + used.argument_size_in_bytes + used.output_size_in_bytes
