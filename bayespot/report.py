@@ -134,7 +134,7 @@ def _observables(p):
 
     data = {"status": xr.DataArray(grid(status), dims=("chain", "draw"))}
     for name, o in p.observed.items():
-        value = np.asarray(o.value.mean(1), float)
+        value = np.array(o.value.mean(1), float)
         value[status != 0] = np.nan
         dims = ("chain", "draw", *([f"{name}_coordinate"] if value.ndim > 1 else []))
         data[name] = xr.DataArray(grid(value), dims=dims, attrs={"unit": o.unit, "axis": o.axis})
