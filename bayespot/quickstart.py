@@ -149,8 +149,8 @@ def sgld_posterior(key: Key, target: bp.Target, ensemble, material: Material, s:
 def first_shell(system: bp.System, cutoff: float) -> float:
     """1.4 times the typical distance [Å] to the nearest neighbour: between the first and the second shell."""
     vectors, mask = bp.displacements(system, bp.neighbors(system, cutoff))
-    nearest = np.where(mask, np.linalg.norm(vectors, axis=-1), np.inf).min(-1)
-    return 1.4 * float(np.median(nearest))
+    nearest = np.where(mask, np.linalg.norm(vectors, axis=-1), np.inf).min(-1)[np.asarray(system.species) > 0]
+    return min(1.4 * float(np.median(nearest)), cutoff)
 
 
 def observables(s: Settings, start: bp.System) -> dict[str, bp.Observable]:
@@ -198,11 +198,24 @@ class Posterior(NamedTuple):
     stable: float  # share of the samples meant for simulation that neither diverged nor had an unstable run
 
 
+def defined(observed: dict[str, bp.Observed]) -> dict[str, bp.Interval]:
+    """Intervals of the observables that every stable run has: where no atom has two neighbours there are no angles."""
+    out = {}
+    for name, o in observed.items():
+        try:
+            out[name] = bp.interval(o, level=0.95, failed="drop")
+        except bp.FailedSamples as error:
+            warnings.warn(f"There is no interval of {name}. {error}", RuntimeWarning, stacklevel=2)
+    return out
+
+
 def consequences(
     key: Key, potential, drawn, material: Material, thermostat, s: Settings, measured, progress
 ) -> Posterior:
     """Held-out predictions of all samples that did not diverge; simulations and intervals of some of them."""
     samples, draw = bp.healthy(drawn), np.asarray(drawn.draw)
+    if len(samples) < 2:
+        raise bp.FailedSamples("A single sample is sound: it has no spread. Lower the step size.", ())
     meant = drawn[np.flatnonzero((draw.max() - draw) % s.simulated == 0)]
     simulated = bp.healthy(meant)
     runs = bp.propagate(
@@ -216,7 +229,7 @@ def consequences(
         simulated=simulated,
         prediction=bp.predict(potential, samples, material.test),
         observed=observed,
-        intervals={n: bp.interval(o, level=0.95, failed="drop") for n, o in observed.items()} if stable >= 2 else {},
+        intervals=defined(observed) if stable >= 2 else {},
         stable=stable / len(meant),
     )
 
@@ -228,7 +241,7 @@ def quickstart(
     test: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[Material, dict[str, Posterior], dict[str, np.ndarray] | None]:
-    """All of it; returns the material, both posteriors by name, and the teacher's values if there is a teacher."""
+    """All of it; returns the material, the sound posteriors by name, and the teacher's values if there is a teacher."""
     s, key = settings, jax.random.key(seed)
     keys = jax.random.split(key, 8)
     if data is None:

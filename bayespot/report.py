@@ -40,11 +40,17 @@ def convergence(posterior) -> dict[str, float | None]:
         return {"rhat": None, "ess": None}
 
 
+def calibration(posterior, test: bp.Dataset) -> list[bp.Reliability]:
+    """Coverage of the held-out labels that there are, out of energies and forces."""
+    there = [q for q in ("energy", "forces") if bool(getattr(test, f"has_{q}").any())]
+    return [bp.coverage(posterior.prediction, test, q) for q in there]
+
+
 def summary(material, posteriors: dict, true: dict | None) -> dict:
     """All numbers of the report, writable as JSON."""
     out = {}
     for name, p in posteriors.items():
-        curves = [bp.coverage(p.prediction, material.test, q) for q in ("energy", "forces")]
+        curves = calibration(p, material.test)
         out[name] = {
             "samples": len(p.samples),
             "simulated": len(p.simulated),
@@ -79,14 +85,18 @@ def text(material, posteriors: dict, true: dict | None) -> str:
         if state["rhat"] is not None:
             lines.append(f"   R-hat ≤ {state['rhat']:.3f}, bulk ESS ≥ {state['ess']:.0f} (held-out energies)")
         else:
-            lines.append("   R-hat and ESS need chains of at least 8 draws; not defined here")
+            lines.append("   R-hat and ESS need two chains of at least 8 draws; not defined here")
         lines.append(bp.error_table([e for e in bp.prediction_errors(p.prediction, material.test) if e.group == "all"]))
-        lines.append(bp.calibration_table([bp.coverage(p.prediction, material.test, q) for q in ("energy", "forces")]))
+        lines.append(bp.calibration_table(calibration(p, material.test)))
         if not p.intervals:
             lines.append("No intervals: fewer than two samples gave stable simulations. Train longer or on more data.")
             continue
-        truth = None if true is None else {p.intervals[n].name: v for n, v in true.items()}
-        lines.append(bp.table([p.intervals[n] for n in ("energy", "pressure", "msd", "rdf")], limit=6, truth=truth))
+        truth = None if true is None else {p.intervals[n].name: v for n, v in true.items() if n in p.intervals}
+        lines.append(
+            bp.table(
+                [p.intervals[n] for n in ("energy", "pressure", "msd", "rdf") if n in p.intervals], limit=6, truth=truth
+            )
+        )
         if true is not None:
             inside = ", ".join(f"{n} {v:.0%}" for n, v in coverage(p.intervals, true).items())
             lines.append(f"values of the teacher (truth) inside the 95 % intervals: {inside}")
@@ -152,7 +162,7 @@ def figures(folder: Path, material, posteriors: dict, true: dict | None) -> None
 
     for name, p in posteriors.items():
         key = name.replace(" ", "_")
-        curves = [bp.coverage(p.prediction, material.test, q) for q in ("energy", "forces")]
+        curves = calibration(p, material.test)
         for what in (n for n in ("rdf", "adf") if n in p.intervals):
             figure, (above, below) = plt.subplots(2, sharex=True, figsize=(5, 5.5), layout="constrained")
             for ax in (above, below):
@@ -161,7 +171,7 @@ def figures(folder: Path, material, posteriors: dict, true: dict | None) -> None
         plots = {
             "reliability": lambda ax, c=curves: bp.plot_reliability(c, ax=ax),
             "learning": lambda ax, p=p: bp.plot_learning(p.samples, ax=ax),
-            "parity": lambda ax, p=p: bp.plot_parity(p.prediction, material.test, ax=ax),
+            "parity": lambda ax, p=p, q=curves[-1].quantity: bp.plot_parity(p.prediction, material.test, q, ax=ax),
         }
         for what, plot in plots.items():
             figure, ax = plt.subplots(figsize=(5, 4), layout="constrained")

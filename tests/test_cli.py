@@ -2,13 +2,17 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 
 from bayespot import report
 from bayespot.cli import main
-from bayespot.quickstart import Settings, file_material, quickstart
+from bayespot.errors import Status
+from bayespot.quickstart import Settings, file_material, first_shell, quickstart
+from bayespot.records.system import System, from_ase
+from bayespot.tree import replace
 
 TINY = Settings(
     frames=24, spacing=20, members=8, ensemble_steps=400, chains=2, draws=8, simulated=2, burn_in=10, thin=3, runs=8,
@@ -38,17 +42,35 @@ def test_the_whole_road_leaves_its_results(results, tmp_path):
     assert found["pSGLD"]["rhat"] >= 0.9
     assert "truth" in (text := report.text(*results))
     assert f"{float(true['energy']):.5g}" in text
-    assert "R-hat" in text
+    assert "R-hat ≤" in text
     tree = xr.open_datatree(tmp_path / "results.nc", engine="h5netcdf")
     predictive = tree["pSGLD/posterior_predictive"]
     assert predictive["rdf"].dims == ("chain", "draw", "rdf_coordinate")
-    energy = np.where(predictive["status"] == 0, predictive["energy"], 0.0).ravel()
-    observed = posteriors["pSGLD"].observed["energy"]
-    np.testing.assert_allclose(energy, np.where((observed.status == 0).all(1), observed.value.mean(1), 0.0))
-    assert np.isnan(predictive["energy"].values[predictive["status"] != 0]).all()
     assert "lp" in tree["pSGLD/sample_stats"]
     for figure in ("rdf", "adf", "reliability", "learning", "parity"):
         assert (tmp_path / f"deep_ensemble_{figure}.png").stat().st_size > 5000
+
+
+def test_failed_runs_are_marked_and_carry_no_values(results):
+    p = results[1]["pSGLD"]
+    status = np.zeros_like(p.observed["energy"].status)
+    status[3, 0] = Status.UNSTABLE
+    observed = {n: replace(o, status=status) for n, o in p.observed.items()}
+    found = report.datatree({"pSGLD": p._replace(observed=observed)})["pSGLD/posterior_predictive"]
+    failed = np.arange(8).reshape(2, 4) == 3
+    np.testing.assert_array_equal(found["status"], np.where(failed, Status.UNSTABLE, Status.OK))
+    np.testing.assert_array_equal(np.isnan(found["rdf"]), np.repeat(failed[..., None], 60, -1))
+    expected = np.asarray(observed["energy"].value).mean(1).reshape(2, 4)
+    np.testing.assert_allclose(found["energy"].values[~failed], expected[~failed])
+
+
+def test_angles_are_counted_within_the_first_shell():
+    from ase.build import bulk
+
+    crystal = from_ase(bulk("Si", "diamond", a=5.431))
+    assert first_shell(crystal, 5.0) == pytest.approx(1.4 * 5.431 * 3**0.5 / 4)
+    padded = System(jnp.zeros((9, 3)).at[:2].set(crystal.position), jnp.zeros(9, int).at[:2].set(14), crystal.box)
+    assert first_shell(padded, 5.0) == pytest.approx(1.4 * 5.431 * 3**0.5 / 4)
 
 
 def test_the_teacher_is_asked_at_a_temperature_between_those_of_the_data():

@@ -139,16 +139,21 @@ def _driven(run: _Run, advance: Callable, plan: Plan, store, progress: bool) -> 
     done, run = _resumed(store, run)
     with tqdm(total=steps, initial=done, desc="infer", unit="step", disable=not progress) as bar:
         for end in (e for e in plan.ends if e > done):
-            if run.host.stopped and not plan.draws - {steps}:
+            if _over(run, plan):
                 break
             run = advance(run, done, end)
             bar.update(end - done)
             bar.set_postfix_str(_postfix(run))
             done = end
             if store:
-                save = store.save if done == steps or run.host.stopped else store.save_when_due
+                save = store.save if done == steps or _over(run, plan) else store.save_when_due
                 save(done, run.states, run.host._asdict())
     return run
+
+
+def _over(run: _Run, plan: Plan) -> bool:
+    """Whether nothing is left to do before the end: no chain moves any more, and no draw lies ahead but the last."""
+    return bool(run.host.stopped) and not plan.draws - {plan.ends[-1]}
 
 
 def _checked(steps, burn_in, thin, batch_size, frames) -> tuple[int, int]:

@@ -56,11 +56,11 @@ def optimise(
         patience: stop when so many consecutive scores brought no improvement; ``None`` runs to the end.
 
     Raises:
-        ValueError: for an average outside [0, 1), ``every`` below 1, patience without validation data, or validation
-            data that the target cannot score.
+        ValueError: for an average outside [0, 1), ``every`` or ``patience`` below 1, patience without validation data,
+            or validation data that the target cannot score.
     """
-    if not 0 <= average < 1 or every < 1:
-        raise ValueError(f"Need 0 ≤ average < 1 and every ≥ 1. Got {average=}, {every=}.")
+    if not 0 <= average < 1 or every < 1 or (patience is not None and patience < 1):
+        raise ValueError(f"Need 0 ≤ average < 1, every ≥ 1, patience ≥ 1. Got {average=}, {every=}, {patience=}.")
     if validation is not None:
         target.check(validation)
     elif patience is not None:

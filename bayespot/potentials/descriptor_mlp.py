@@ -162,6 +162,10 @@ def descriptor_mlp(
     """
     if data.cutoff < cutoff:
         raise ValueError(f"The data's neighbours must reach {cutoff} Å. Got {data.cutoff}. Read with cutoff={cutoff}.")
+    if not (scale := force_scale(data)) > 0:
+        raise ValueError(
+            "descriptor_mlp needs forces that are not all zero. Got perfect crystals only: displace atoms."
+        )
     mean, std = _statistics(data, cutoff, channels)
     return from_constants(
         species=data.species,
@@ -171,7 +175,7 @@ def descriptor_mlp(
         mean=mean,
         std=std,
         shift=reference_energies(data),
-        scale=force_scale(data),
+        scale=scale,
     )
 
 

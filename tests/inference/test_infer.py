@@ -145,6 +145,34 @@ def test_early_stopping_stops(key):
     assert len(samples) == 2
 
 
+def test_a_member_that_is_done_stands_still(key):
+    algorithm = optimise(TARGET, optax.adam(1e-1), validation=DATA, every=5, patience=2)
+    step = jax.jit(algorithm.step)
+    state, info = algorithm.init(key, jax.tree.map(lambda x: x[0], started(1))), {"done": False}
+    while not info["done"]:
+        state, info = step(jax.random.clone(key), state, DATA)
+    after, info = step(jax.random.clone(key), state, DATA)
+    assert info["done"]
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="patience ≥ 1"):
+        optimise(TARGET, optax.adam(1e-1), validation=DATA, patience=0)
+
+
+def test_a_run_that_stopped_early_does_not_go_on_when_called_again(key, tmp_path, monkeypatch):
+    algorithm = optimise(TARGET, optax.adam(1e-1), validation=DATA, every=5, patience=4)
+    options = {"steps": 10_000, "batch_size": 8, "checkpoint": str(tmp_path / "run"), "progress": False}
+    first = infer(key, algorithm, started(2), DATA, **options)
+
+    def never(*_, **__):
+        raise Stop
+
+    monkeypatch.setattr(module, "_advance", never)
+    again = infer(key, algorithm, started(2), DATA, **options)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_schedules_have_the_published_values():
     # values of a = 0.00976917, b = 0.00709863 (γ = 0.33), computed by hand from the two end points
     schedule = polynomial(0.05, 0.001, 1000)
