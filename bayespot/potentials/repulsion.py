@@ -25,8 +25,8 @@ def repulsion(cutoff: float) -> Potential:
 
     The smooth step *s* falls from 1 to 0 between half and all of the sum of the covalent radii of the pair (or of
     ``cutoff``, if that is shorter), which is about the length of a single bond: the term keeps atoms of an unstable or
-    little trained model apart. Shorter bonds (double, triple, or compressed by heat) feel it too, in equilibrium about
-    0.15 eV per bond of benzene and some eV in N₂; whatever is added to it learns the difference.
+    little trained model apart. Shorter bonds (double, triple, or compressed by heat) feel it too; whatever is added to
+    it learns the difference.
 
     Args:
         cutoff: upper bound of its range [Å].
