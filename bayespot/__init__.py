@@ -29,6 +29,7 @@ _NAMES = {
     "inference.algorithm": "Algorithm",
     "inference.schedules": "constant polynomial cosine",
     "inference.preconditioner": "identity fixed rms",
+    "inference.muon": "muon",
     "inference.optimise": "optimise",
     "inference.sgld": "sgld",
     "inference.infer": "infer",

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import bayespot as bp
 from bayespot import units
@@ -24,21 +23,22 @@ class Settings(NamedTuple):
     cutoff: float = 5.0
     cells: int = 2
     teacher_temperatures: tuple[float, ...] = (300.0, 1200.0)
-    frames: int = 30
+    frames: int = 10
     spacing: int = 100
     energy_noise: float = 0.005
-    force_noise: float = 0.2
+    force_noise: float = 0.3
     stress_noise: float = 0.001
     members: int = 8
-    ensemble_steps: int = 1500
+    ensemble_steps: int = 600
+    batch: int = 4
     chains: int = 4
     draws: int = 16
-    burn_in: int = 1000
-    thin: int = 62
+    burn_in: int = 400
+    thin: int = 40
     simulated: int = 4  # every fourth draw of a chain is simulated; the others serve R-hat and ESS of predictions
     temperature: float = 600.0
     time_step: float = 0.002
-    run: float = 8.0
+    run: float = 12.0
     equilibration: float = 1.0
     runs: int = 16
     every: int = 25
@@ -120,12 +120,12 @@ def model(material: Material, s: Settings) -> bp.Potential:
 
 def ensemble_posterior(key: Key, target: bp.Target, material: Material, s: Settings, progress: bool):
     """A deep ensemble: each member with its own starting point, bootstrap sample, and best validated parameters."""
-    optimiser = optax.adam(bp.cosine(3e-3, s.ensemble_steps, warm_up=min(100, s.ensemble_steps // 10)))
+    optimiser = bp.muon(bp.cosine(8e-3, s.ensemble_steps, warm_up=min(100, s.ensemble_steps // 10)))
     every = max(1, s.ensemble_steps // 40)
     algorithm = bp.optimise(target, optimiser, validation=material.validation, every=every)
     keys = jax.random.split(key, 3)
     start = bp.initial(keys[0], target, chains=s.members)
-    batch = min(8, len(material.train))
+    batch = min(s.batch, len(material.train))
     return bp.infer(
         keys[1], algorithm, start, material.train,
         steps=s.ensemble_steps, batch_size=batch, progress=progress,
@@ -139,7 +139,7 @@ def sgld_posterior(key: Key, target: bp.Target, ensemble, material: Material, s:
     step_size = bp.polynomial(s.first_step, s.last_step, s.burn_in)
     algorithm = bp.sgld(target, step_size, preconditioner=bp.rms(freeze_after=s.burn_in))
     start = jax.tree.map(lambda x: x[: s.chains], bp.healthy(ensemble).params)
-    batch = min(8, len(material.train))
+    batch = min(s.batch, len(material.train))
     return bp.infer(
         key, algorithm, start, material.train,
         steps=steps, burn_in=s.burn_in, thin=s.thin, batch_size=batch, progress=progress,

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import jax
-from optax import contrib
 
 import bayespot as bp
 from tests.benchmarks.common import report
@@ -59,32 +58,15 @@ def main() -> None:
 
 
 def _pair(key, potential, data):
-    """Two members, energies and forces weighted by fixed noise scales, with their best validated parameters.
-
-    Muon (the matrices' momentum made orthogonal) needs about half of Adam's steps here.
-    """
+    """Two members, energies and forces weighted by fixed noise scales, with their best validated parameters."""
     keys = jax.random.split(key, 3)
     train, validation = bp.split_by_group(keys[0], data, (0.875, 0.125))
     target = bp.force_matching(potential, train, bp.flat(), NOISE)
-    optimiser = contrib.muon(
-        bp.cosine(8e-3, STEPS, warm_up=100),
-        adam_learning_rate=bp.cosine(3e-3, STEPS, warm_up=100),
-        muon_weight_dimension_numbers=_matrices,
-    )
+    optimiser = bp.muon(bp.cosine(8e-3, STEPS, warm_up=100))
     algorithm = bp.optimise(target, optimiser, validation=validation, every=200)
     return bp.infer(
         keys[1], algorithm, bp.initial(keys[2], target, chains=2), train, steps=STEPS, batch_size=BATCH, progress=False
     )
-
-
-def _matrices(params):
-    """What Muon sees as matrices: the last two axes of the hidden layers' kernels. The rest is left to Adam."""
-
-    def axes(path, leaf):
-        matrix = "kernel" in jax.tree_util.keystr(path) and leaf.shape[-1] > 1
-        return contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if matrix else None
-
-    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 if __name__ == "__main__":
