@@ -63,16 +63,21 @@ def moments(vectors: Float[Array, "N K 3"], radial: Float[Array, "C N K"]) -> li
 
 
 def invariants(moment: list[Float[jax.Array, "C _ N"]]) -> Float[Array, "N D"]:
-    """Rotation invariants: rank 0; all pairs of channels for ranks 1 to 3; three third-order products per channel."""
-    first, second = np.triu_indices(moment[0].shape[0])
+    """Rotation invariants: rank 0; all pairs of channels for ranks 1 to 3; three third-order products per channel.
+
+    Arrays are taken apart by ``split``: its derivative is one concatenation, while that of indexing fills a whole array
+    with zeros for every part and takes longer than all the rest.
+    """
     out: list[Array] = [moment[0][:, 0]]
     for rank in (1, 2, 3):
-        weighted = moment[rank] * jnp.asarray(_MULTIPLICITY[rank], moment[rank].dtype)[None, :, None]
-        out.append((weighted[first] * moment[rank][second]).sum(1))
+        channels = jnp.split(moment[rank], moment[rank].shape[0])
+        number = jnp.asarray(_MULTIPLICITY[rank], moment[rank].dtype)[None, :, None]
+        out += [(number * one * jnp.concatenate(channels[c:])).sum(1) for c, one in enumerate(channels)]
+    parts = [jnp.split(m, m.shape[1], axis=1) for m in moment]
 
     def component(*axes):
         name = "".join(sorted(axes))
-        return moment[len(axes)][:, _COMPONENTS[len(axes)].index(name)]
+        return parts[len(axes)][_COMPONENTS[len(axes)].index(name)][:, 0]
 
     matrix = {(a, b): component(a, b) for a in "xyz" for b in "xyz"}
     vector = {a: component(a) for a in "xyz"}

@@ -16,7 +16,8 @@ import bayespot as bp
 from tests.benchmarks.common import report
 
 NOISE = bp.Noise(0.001, 0.1, learn="fixed")  # only weights here: about the validated errors, which the members reach
-CUTOFF, STEPS, BATCH, BURN_IN, DRAWS, THIN = 5.5, 4000, 4, 1000, 4, 250
+CUTOFF, HIDDEN, STEPS, BATCH = 6.0, (32, 32), 4000, 4
+BURN_IN, DRAWS, THIN = 1000, 4, 100
 
 
 def main() -> None:
@@ -28,11 +29,11 @@ def main() -> None:
     keys = jax.random.split(jax.random.key(0), 4)
     data = bp.read(folder / "Si_train.extxyz", cutoff=CUTOFF)
     train, held_out = (data, None) if tested else bp.split_by_group(keys[0], data, (0.9, 0.1))
-    potential = bp.add(bp.repulsion(cutoff=CUTOFF), bp.descriptor_mlp(train, cutoff=CUTOFF))
+    potential = bp.add(bp.repulsion(cutoff=CUTOFF), bp.descriptor_mlp(train, cutoff=CUTOFF, hidden=HIDDEN))
     ensemble = bp.concatenate([_pair(key, potential, train) for key in jax.random.split(keys[1], 4)])
     trained = time.perf_counter() - begin
     target = bp.force_matching(potential, train, bp.scaled_normal(1.0), NOISE)
-    chains = jax.tree.map(lambda x: x[::2], bp.healthy(ensemble).params)
+    chains = bp.healthy(ensemble).params
     step_size = bp.polynomial(3e-5, 1e-5, BURN_IN)
     psgld = bp.infer(
         keys[2], bp.sgld(target, step_size, preconditioner=bp.rms(freeze_after=BURN_IN)), chains, train,

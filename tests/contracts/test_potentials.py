@@ -57,7 +57,8 @@ def member(name: str) -> Member:
 
 @cache
 def parameters(name: str):
-    return jax.jit(member(name).potential.init)(jax.random.key(1))
+    with jax.ensure_compile_time_eval():  # tests ask for them inside traced functions too; a tracer must not be cached
+        return jax.jit(member(name).potential.init)(jax.random.key(1))
 
 
 @pytest.fixture(params=MEMBERS)
