@@ -2,15 +2,17 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 
+import bayespot as bp
 from bayespot import report
 from bayespot.cli import main
 from bayespot.errors import Status
-from bayespot.quickstart import Settings, file_material, first_shell, quickstart
+from bayespot.quickstart import Settings, ensemble_posterior, file_material, first_shell, model, quickstart
 from bayespot.records.system import System, from_ase
 from bayespot.tree import replace
 
@@ -97,6 +99,10 @@ def test_files_are_read_and_split(tmp_path, key):
     assert sizes[2] == round(30 / 7)
     assert material.teacher is None
     assert int((material.start.species > 0).sum()) == np.bincount(material.train.atom_counts).argmax()
+    s = TINY._replace(members=2, ensemble_steps=20)
+    target = bp.force_matching(model(material, s), material.train, bp.scaled_normal(1.0), bp.Noise(0.001, 0.1))
+    members = ensemble_posterior(jax.random.key(1), target, material, s, progress=False)
+    assert np.isfinite(members.history["validation"][:, -1]).all()  # they stop early on the validation frames
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ def muon(
     """Momentum whose matrices are made orthogonal, so that every direction of a layer learns at the same pace.
 
     Kernels (leaves named ``kernel…`` of which the last two axes are longer than 1; axes before them count layers or
-    species) get Muon; biases, read-outs and noise scales get Adam with Nesterov momentum. The learning rates of the
-    example suit ``descriptor_mlp``, which it fits in fewer steps than Adam does.
+    species) get Muon; biases, read-outs and noise scales get Adam with Nesterov momentum. ``cosine(8e-3, steps)`` suits
+    ``descriptor_mlp``.
 
     Args:
         learning_rate: of the kernels, e.g. ``cosine(8e-3, steps)``.
@@ -41,7 +41,7 @@ def _matrices(params: Params) -> Params:
     """For every leaf its axes (inputs, outputs) as a matrix, or ``None``."""
 
     def axes(path, leaf: jax.Array):
-        named = any(str(getattr(k, "key", "")).startswith("kernel") for k in path)
+        named = str(getattr(path[-1], "key", "")).startswith("kernel")
         if not named or leaf.ndim < 2 or min(leaf.shape[-2:]) < 2:
             return None
         return contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)

@@ -65,8 +65,7 @@ def moments(vectors: Float[Array, "N K 3"], radial: Float[Array, "C N K"]) -> li
 def invariants(moment: list[Float[jax.Array, "C _ N"]]) -> Float[Array, "N D"]:
     """Rotation invariants: rank 0; all pairs of channels for ranks 1 to 3; three third-order products per channel.
 
-    Arrays are taken apart by ``split``: its derivative is one concatenation, while that of indexing fills a whole array
-    with zeros for every part and takes longer than all the rest.
+    Arrays are taken apart by ``split``: its derivative is one concatenation, that of indexing a padded array per part.
     """
     out: list[Array] = [moment[0][:, 0]]
     for rank in (1, 2, 3):

@@ -64,7 +64,7 @@ def neighbor_list(
         system: a single system; padded atoms are nobody's neighbours.
         cutoff: of the potential [Å].
         skin: added to the cutoff [Å].
-        capacity: neighbours per atom and atoms per cell; default what ``system`` needs and a tenth more.
+        capacity: neighbours per atom and atoms per cell; default what ``system`` needs and a fifth more.
 
     Raises:
         ValueError: if cutoff or skin are not positive.
@@ -112,16 +112,13 @@ def neighbor_list(
 
 
 def _needed(system: System, box: np.ndarray, reach: float, inverse: np.ndarray, cells: np.ndarray) -> tuple[int, int]:
-    """Capacities for this configuration, with some room above (host).
-
-    To run again costs a compilation, empty slots cost time at every step.
-    """
+    """Capacities for this configuration, with a fifth more (host): to run again costs a compilation."""
     real = np.asarray(system.species) > 0
     x = np.asarray(system.position, np.float64)[real]
     neighbors = np.bincount(pairs(x, box, reach)[0], minlength=1).max(initial=0)
     cell = np.floor(x @ inverse * cells).astype(int) % cells
     crowd = np.unique(cell, axis=0, return_counts=True)[1].max(initial=0) if (cells > 1).any() else 0
-    return int(1.1 * neighbors) + 2, int(1.3 * crowd) + 2 if crowd else 0
+    return int(1.2 * neighbors) + 2, int(1.3 * crowd) + 2 if crowd else 0
 
 
 def _times(row: list, matrix: Array) -> list:

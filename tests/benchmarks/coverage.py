@@ -66,7 +66,8 @@ def main() -> None:
             numbers[f"{name}_bins"] = bins(found, true)
             numbers[f"{name}_resolved"] = resolved(found, true)
             share = coverage(found, true)
-            numbers |= {f"{name}_{k}": share[k] for k in ("energy", "pressure")}
+            for k in ("energy", "pressure"):
+                numbers |= {f"{name}_{k}": share[k], f"{name}_{k}_resolved": bool(found[k].resolved)}
         if len(posteriors) == 2:
             numbers["posteriors_overlap"] = overlap(*(p.intervals for p in posteriors.values()), true)
         report("coverage", seed=seed, passed=passed(numbers), **numbers)
