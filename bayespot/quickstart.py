@@ -56,7 +56,7 @@ class Settings(NamedTuple):
 
 FULL = Settings()
 FAST = Settings(  # the teacher's runs are shaped like those of the samples: what was compiled serves again
-    spacing=50, members=6, ensemble_steps=300, file_steps=300, chains=3, draws=8, burn_in=100, thin=8,
+    spacing=50, members=6, ensemble_steps=150, file_steps=150, chains=3, draws=8, burn_in=100, thin=8,
     run=0.6, equilibration=0.2, runs=12, truth=7.2, truth_runs=12,
 )  # fmt: skip
 

@@ -4,12 +4,11 @@ import jax
 import optax
 from optax import contrib
 
-from bayespot.inference.schedules import Schedule
 from bayespot.typing import Params
 
 
 def muon(
-    learning_rate: Schedule | float, adam_learning_rate: Schedule | float | None = None
+    learning_rate: optax.ScalarOrSchedule, adam_learning_rate: optax.ScalarOrSchedule | None = None
 ) -> optax.GradientTransformation:
     """Momentum whose matrices are made orthogonal, so that every direction of a layer learns at the same pace.
 
@@ -33,7 +32,7 @@ def muon(
     return contrib.muon(learning_rate, adam_learning_rate=adam_learning_rate, muon_weight_dimension_numbers=_matrices)
 
 
-def _scaled(rate: Schedule | float, factor: float) -> Schedule | float:
+def _scaled(rate: optax.ScalarOrSchedule, factor: float) -> optax.ScalarOrSchedule:
     return (lambda step: factor * rate(step)) if callable(rate) else factor * rate
 
 
