@@ -32,7 +32,6 @@ from bayespot.typing import Array, Float, Key, Params
 _COMPONENTS = [list(dict.fromkeys("".join(sorted(c)) for c in product("xyz", repeat=rank))) for rank in range(4)]
 _MULTIPLICITY = [[sum("".join(sorted(c)) == m for c in product("xyz", repeat=rank)) for m in _COMPONENTS[rank]]
                  for rank in range(4)]  # fmt: skip
-_SPLIT = np.cumsum([len(m) for m in _COMPONENTS])[:-1]
 
 
 def radial_basis(r: Float[Array, "*n"], cutoff: float, channels: int) -> Float[Array, "c *n"]:
@@ -43,23 +42,30 @@ def radial_basis(r: Float[Array, "*n"], cutoff: float, channels: int) -> Float[A
     inside = r < cutoff
     x = jnp.where(inside, r, 0.5 * cutoff) / cutoff
     envelope = jnp.where(inside, (1 - x * x) ** 3 / x, 0.0) * (2 / cutoff**3) ** 0.5
-    before, sine, twice_cosine = jnp.zeros_like(x), jnp.sin(np.pi * x), 2 * jnp.cos(np.pi * x)
-    rows = []
+    # Without the barrier the compiler evaluates sine, cosine and envelope anew for every channel.
+    row, twice_cosine = jax.lax.optimization_barrier((envelope * jnp.sin(np.pi * x), 2 * jnp.cos(np.pi * x)))
+    before, rows = jnp.zeros_like(x), []
     for _ in range(channels):
-        rows.append(envelope * sine)
-        before, sine = sine, twice_cosine * sine - before  # sin((n+1)a) = 2 cos(a) sin(na) - sin((n-1)a)
+        rows.append(row)
+        before, row = row, twice_cosine * row - before  # sin((n+1)a) = 2 cos(a) sin(na) - sin((n-1)a)
     return jnp.stack(rows)
 
 
 def moments(vectors: Float[Array, "N K 3"], radial: Float[Array, "C N K"]) -> list[Float[jax.Array, "C _ N"]]:
-    """Moment tensors of rank 0 to 3 of every atom, as their independent components."""
+    """Moment tensors of rank 0 to 3 of every atom, as their independent components.
+
+    Those with two or three z follow from the others, because a trace over two indices is the tensor of rank two less.
+    """
     x, y, z = jnp.moveaxis(vectors, -1, 0)
     norm = jax.lax.rsqrt(x * x + y * y + z * z)
     unit = {"": jnp.ones_like(x), "x": x * norm, "y": y * norm, "z": z * norm}
     for rank in (2, 3):
-        unit |= {m: unit[m[:-1]] * unit[m[-1]] for m in _COMPONENTS[rank]}
-    angular = jnp.stack([unit[m] for rank in _COMPONENTS for m in rank])
-    return jnp.split(jnp.einsum("cnk,mnk->cmn", radial, angular), _SPLIT, axis=1)
+        unit |= {m: unit[m[:-1]] * unit[m[-1]] for m in _COMPONENTS[rank] if not m.endswith("zz")}
+    summed = jnp.einsum("cnk,mnk->cmn", radial, jnp.stack(list(unit.values())))
+    part = dict(zip(unit, jnp.split(summed, len(unit), axis=1), strict=True))
+    for m in ("", "x", "y", "z"):
+        part[m + "zz"] = part[m] - part["".join(sorted(m + "xx"))] - part["".join(sorted(m + "yy"))]
+    return [jnp.concatenate([part[m] for m in rank], axis=1) for rank in _COMPONENTS]
 
 
 def invariants(moment: list[Float[jax.Array, "C _ N"]]) -> Float[Array, "N D"]:

@@ -4,6 +4,7 @@ Lists with image shifts are right in any cell, also in skewed ones and in those 
 the minimum-image convention silently drops neighbours.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,7 +41,8 @@ def displacements(system: System, neighbors: Neighbors) -> tuple[Float[Array, "N
     box_of_each_atom = system.box.ndim == 3
     image = jnp.einsum("nks,nsx->nkx", shift, system.box) if box_of_each_atom else shift @ system.box
     vectors = system.position[j] + image - system.position[:, None, :]
-    return jnp.where(mask[..., None], vectors, 1e4), mask
+    # The barrier keeps the compiler from gathering the positions anew in every loop that uses the vectors.
+    return jax.lax.optimization_barrier(jnp.where(mask[..., None], vectors, 1e4)), mask
 
 
 def pairs(position: np.ndarray, box: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
