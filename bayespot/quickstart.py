@@ -20,7 +20,8 @@ from bayespot.typing import Key
 class Settings(NamedTuple):
     """Sizes of the quickstart; energies in eV, lengths in Å, times in ps, temperatures in K."""
 
-    cutoff: float = 5.0
+    cutoff: float = 4.2  # the teacher sees 3.77 Å
+    file_cutoff: float = 5.0  # the same for frames from files
     cells: int = 2
     teacher_temperatures: tuple[float, ...] = (300.0, 1200.0)
     frames: int = 14  # at each temperature
@@ -38,12 +39,12 @@ class Settings(NamedTuple):
     thin: int = 40
     simulated: int = 4  # every fourth draw of a chain is simulated; the others serve R-hat and ESS of predictions
     temperature: float = 600.0
-    time_step: float = 0.002
-    run: float = 12.0
+    time_step: float = 0.003
+    run: float = 36.0
     equilibration: float = 1.0
     runs: int = 16
-    every: int = 25
-    truth: float = 320.0
+    every: int = 20
+    truth: float = 288.0
     truth_runs: int = 2
     first_step: float = 2e-4
     last_step: float = 5e-5
@@ -116,6 +117,13 @@ def file_material(key: Key, s: Settings, data: str | Path, test: str | Path | No
     if not float(bp.volume(start.box)) > 0:
         raise bp.DataError(data, int(train.frame[quiet]), "the quickstart simulates bulk; it needs a periodic box")
     return Material(train, validation, held_out, start, None)
+
+
+def paced(s: Settings, start: bp.System) -> Settings:
+    """As many steps, but no longer than the lightest atom allows: 0.4 fs × √(mass/amu), 2 fs for silicon."""
+    lightest = float(jnp.where(start.species > 0, bp.masses(start.species), jnp.inf).min())
+    shorter = min(1.0, 4e-4 * lightest**0.5 / s.time_step)
+    return s._replace(time_step=shorter * s.time_step, run=shorter * s.run, equilibration=shorter * s.equilibration)
 
 
 def model(material: Material, s: Settings) -> bp.Potential:
@@ -256,8 +264,9 @@ def quickstart(
         material = teacher_material(keys[0], s, progress)
         noise = bp.Noise(energy=s.energy_noise, forces=s.force_noise, stress=s.stress_noise)
     else:
-        s = s._replace(ensemble_steps=s.file_steps)
+        s = s._replace(ensemble_steps=s.file_steps, cutoff=s.file_cutoff)
         material = file_material(keys[0], s, data, test)
+        s = paced(s, material.start)
         stress = 0.002 if bool(material.train.has_stress.any()) else None
         noise = bp.Noise(energy=0.001, forces=0.1, stress=stress)
     potential = model(material, s)

@@ -12,7 +12,7 @@ import bayespot as bp
 from bayespot import report
 from bayespot.cli import main
 from bayespot.errors import Status
-from bayespot.quickstart import Settings, ensemble_posterior, file_material, first_shell, model, quickstart
+from bayespot.quickstart import Settings, ensemble_posterior, file_material, first_shell, model, paced, quickstart
 from bayespot.records.system import System, from_ase
 from bayespot.tree import replace
 
@@ -73,6 +73,15 @@ def test_angles_are_counted_within_the_first_shell():
     assert first_shell(crystal, 5.0) == pytest.approx(1.4 * 5.431 * 3**0.5 / 4)
     padded = System(jnp.zeros((9, 3)).at[:2].set(crystal.position), jnp.zeros(9, int).at[:2].set(14), crystal.box)
     assert first_shell(padded, 5.0) == pytest.approx(1.4 * 5.431 * 3**0.5 / 4)
+
+
+def test_files_with_light_atoms_get_a_shorter_time_step_and_as_many_steps():
+    silane = System(jnp.zeros((6, 3)), jnp.array([14, 1, 1, 1, 1, 0]), jnp.eye(3))
+    s = Settings()
+    light, heavy = paced(s, silane), paced(s, replace(silane, species=jnp.full(6, 79)))
+    assert light.time_step == pytest.approx(4e-4 * 1.008**0.5)
+    assert (light.frames_kept, light.run / light.time_step) == (s.frames_kept, pytest.approx(s.run / s.time_step))
+    assert heavy == s
 
 
 def test_the_teacher_is_asked_at_a_temperature_between_those_of_the_data():

@@ -14,8 +14,8 @@ class Observed:
 
     Attributes:
         value: averages over each run, ``(S, R, ...)``.
-        blocks: averages over ``B`` consecutive parts of each run, ``(S, R, B, ...)``; they resolve the sampling error
-            where there is a single replica.
+        blocks: averages over ``B`` consecutive parts of each run, ``(S, R, B, ...)``; their spread tells the sampling
+            error, also of a single replica.
         coordinate: abscissa of the last axis, e.g. the distances of an RDF ``(S, n)``, or ``(S, 0)`` for a scalar.
         status: of the runs, ``(S, R)``.
         log_weight: of the posterior samples, ``(S,)``.
@@ -50,7 +50,7 @@ class Interval:
         level: probability content, e.g. 0.95.
         kind: how ``lower`` and ``upper`` were formed: ``"equal_tailed"``, ``"highest_density"`` or ``"student_t"``.
         samples: number of posterior samples used.
-        sampling: where the sampling error was taken from, ``"replicas"`` or ``"blocks"``.
+        sampling: where the sampling error was taken from: ``"replicas"``, ``"blocks"`` or ``"replicas and blocks"``.
         dropped: numbers of the failed samples that were left out on request.
         name, unit, axis: of the observable.
     """

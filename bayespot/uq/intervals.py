@@ -75,7 +75,7 @@ def interval(observed: Observed, level: float = 0.95, kind: str | None = None, f
         level=float(level),
         kind=kind,
         samples=len(observed.value),
-        sampling="replicas" if observed.value.shape[1] > 1 else "blocks",
+        sampling=parts.source,
         dropped=dropped,
         name=observed.name,
         unit=observed.unit,

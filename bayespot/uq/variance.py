@@ -11,6 +11,7 @@ with the true ensemble average :math:`\theta_s` of that sample and the sampling 
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from bayespot.records.interval import Observed
 
@@ -25,6 +26,7 @@ class Components(NamedTuple):
         mean_noise: sampling variance of ``mean``.
         number: effective number of independent posterior samples, between the number of chains and of samples.
         degrees: degrees of freedom of ``noise``.
+        source: of ``noise``, see ``RunMeans``.
     """
 
     mean: np.ndarray
@@ -33,27 +35,66 @@ class Components(NamedTuple):
     mean_noise: np.ndarray
     number: float
     degrees: int
+    source: str
 
 
-def run_means(observed: Observed) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of every sample over its replicas, ``(S, ...)``, and its squared standard error, ``(S, ...)`` (host).
+class RunMeans(NamedTuple):
+    """Averages over all runs of each sample, and how well they are known.
 
-    With two or more replicas the error comes from their spread; with one, from the spread of its blocks, which is right
-    where a block is several correlation times long (``block_independence``).
+    Attributes:
+        mean: over the replicas, ``(S, ...)``.
+        variance: squared standard error of ``mean``, ``(S, ...)``.
+        degrees: degrees of freedom of each of these variances.
+        source: ``"replicas"``, ``"blocks"`` or ``"replicas and blocks"``.
+    """
+
+    mean: np.ndarray
+    variance: np.ndarray
+    degrees: int
+    source: str
+
+
+def run_means(observed: Observed) -> RunMeans:
+    """Mean of every sample over its replicas, and its squared standard error (host).
+
+    The error of a single run comes from the spread of its blocks, which is right where a block is several correlation
+    times long (``block_independence``). That of several replicas comes from their spread: right in any case, but of few
+    degrees of freedom. Where the data do not contradict that all blocks of all replicas are independent, it comes from
+    the spread of these, which are more.
 
     Raises:
         ValueError: with one replica and fewer than two blocks.
     """
     value = np.asarray(observed.value, np.float64)
-    if value.shape[1] > 1:
-        return value.mean(1), value.var(1, ddof=1) / value.shape[1]
     blocks = np.asarray(observed.blocks, np.float64)
-    if blocks.shape[2] < 2:
+    (s, r), b = value.shape[:2], blocks.shape[2]
+    if r == 1 and b < 2:
         raise ValueError(
             f"The sampling error of {observed.name} needs two replicas or two blocks. Got one of each. "
             "Use observe(..., blocks=4) or propagate(..., replicas=2)."
         )
-    return value.mean(1), blocks[:, 0].var(1, ddof=1) / blocks.shape[2]
+    mean = value.mean(1)
+    if r > 1 and not (b > 1 and np.isfinite(blocks).all() and _interchangeable(observed, blocks)):
+        return RunMeans(mean, value.var(1, ddof=1) / r, r - 1, "replicas")
+    pooled = blocks.reshape(s, r * b, *blocks.shape[3:])
+    return RunMeans(mean, pooled.var(1, ddof=1) / (r * b), r * b - 1, "replicas and blocks" if r > 1 else "blocks")
+
+
+def _interchangeable(observed: Observed, blocks: np.ndarray) -> bool:
+    """Whether blocks follow each other as if independent, and replicas differ no more than their blocks let expect.
+
+    Two tests at about 2.5 % each: von Neumann's ratio (blocks shorter than a correlation time), and an F-test (runs
+    that stay where they began). Both are averages over the points of a curve.
+    """
+    s, r, b = blocks.shape[:3]
+    ratio = block_independence(observed)
+    if not np.isfinite(ratio).any():
+        return True  # constant values
+    between = b * blocks.mean(2).var(1, ddof=1).mean(0)
+    within = blocks.var(2, ddof=1).mean((0, 1))
+    differ = np.divide(between, within, out=np.full_like(within, np.nan), where=within > 0)
+    limit = stats.f.ppf(0.975, s * (r - 1), s * r * (b - 1))
+    return bool(np.nanmean(ratio) > 1.0 - 2.0 / np.sqrt(s * r * b) and np.nanmean(differ) < limit)
 
 
 def block_independence(observed: Observed) -> np.ndarray:
@@ -91,7 +132,7 @@ def components(observed: Observed) -> Components:
     The effective number of samples is the spread over the variance of the posterior mean as the chain means show it,
     averaged over the points of a curve.
     """
-    mean_s, noise_s = run_means(observed)
+    mean_s, noise_s, degrees, source = run_means(observed)
     s = len(mean_s)
     weight = np.exp(np.asarray(observed.log_weight, np.float64) - np.max(observed.log_weight))
     weight /= weight.sum()
@@ -117,5 +158,4 @@ def components(observed: Observed) -> Components:
     inverse = mean_variance[spread > 0] / spread[spread > 0]
     most, fewest = 1.0 / (weight**2).sum(), 1.0 / (share**2).sum()
     number = float(np.clip(1.0 / inverse.mean(), fewest, most)) if inverse.size else most
-    replicas, blocks = observed.value.shape[1], observed.blocks.shape[2]
-    return Components(mean, spread, noise, mean_noise, number, s * ((replicas if replicas > 1 else blocks) - 1))
+    return Components(mean, spread, noise, mean_noise, number, s * degrees, source)

@@ -1,7 +1,9 @@
-"""Do the quickstart's intervals cover the teacher? Three seeds, both posteriors, and two controls that must fail.
+"""Do the quickstart's intervals cover the teacher? Three seeds, both posteriors, and controls that must fail.
 
-The controls: the ensemble's samples pulled together to a quarter of their spread, and a model whose cutoff (2.7 Å) is
-too short to see what the teacher sees. ``passed`` tells whether the bars hold.
+The controls: the samples of each posterior pulled together to a quarter of their spread, and a model whose cutoff
+(2.7 Å) is too short to see what the teacher sees. The bins of one seed are few independent facts: a right posterior is
+by chance so near the truth that a quarter of its width covers, too. So the controls are judged by the bins of all seeds
+together; the posteriors by every seed. ``passed`` tells whether the bars hold.
 """
 
 import argparse
@@ -11,7 +13,7 @@ import numpy as np
 
 import bayespot as bp
 from bayespot import units
-from bayespot.quickstart import FULL, consequences, ensemble_posterior, observables, quickstart
+from bayespot.quickstart import FULL, Settings, consequences, ensemble_posterior, observables, quickstart
 from bayespot.report import counted, coverage
 from bayespot.tree import replace, take
 from bayespot.uq.variance import components
@@ -50,27 +52,33 @@ def main() -> None:
     parser.add_argument("--run", type=float, default=FULL.run, help="length of a run [ps]; default: the quickstart's")
     chosen = parser.parse_args()
     s = FULL._replace(run=chosen.run)
-    for seed in chosen.seeds:
-        material, posteriors, true = quickstart(seed, s)
-        numbers = {}
-        intervals = {name.replace(" ", "_"): p.intervals for name, p in posteriors.items()}
-        ensemble = posteriors.get("deep ensemble")
-        if ensemble is not None and ensemble.intervals:
-            drawn = {n: shrunk(o) for n, o in ensemble.observed.items()}
-            intervals["shrunk_control"] = {n: bp.interval(o, failed="drop") for n, o in drawn.items()}
-        intervals["short_cutoff_control"] = _short_cutoff(seed, material, s)
-        for name, found in intervals.items():
-            if not found:
-                numbers[f"{name}_without_stable_samples"] = True
-                continue
-            numbers[f"{name}_bins"] = bins(found, true)
-            numbers[f"{name}_resolved"] = resolved(found, true)
-            share = coverage(found, true)
-            for k in ("energy", "pressure"):
-                numbers |= {f"{name}_{k}": share[k], f"{name}_{k}_resolved": bool(found[k].resolved)}
-        if len(posteriors) == 2:
-            numbers["posteriors_overlap"] = overlap(*(p.intervals for p in posteriors.values()), true)
-        report("coverage", seed=seed, passed=passed(numbers), **numbers)
+    found = [one_seed(seed, s) for seed in chosen.seeds]
+    names = {n for numbers in found for n in numbers if n.endswith(("_bins", "_resolved"))}
+    together = {n: float(np.mean([numbers.get(n, 0.0) for numbers in found])) for n in sorted(names)}
+    report("coverage_together", seeds=chosen.seeds, passed=passed(found, together), **together)
+
+
+def one_seed(seed: int, s: Settings) -> dict:
+    """Coverage of the quickstart's and the controls' intervals for one seed, printed and returned."""
+    material, posteriors, true = quickstart(seed, s)
+    intervals = {name.replace(" ", "_"): p.intervals for name, p in posteriors.items()}
+    for name, p in posteriors.items():
+        drawn = {n: shrunk(o) for n, o in p.observed.items()} if p.intervals else {}
+        intervals[f"shrunk_{name.replace(' ', '_')}"] = {n: bp.interval(o, failed="drop") for n, o in drawn.items()}
+    intervals["short_cutoff"] = _short_cutoff(seed, material, s)
+    numbers = {}
+    for name, found in intervals.items():
+        if not found:
+            numbers[f"{name}_without_stable_samples"] = True
+            continue
+        numbers |= {f"{name}_bins": bins(found, true), f"{name}_resolved": resolved(found, true)}
+        share = coverage(found, true)
+        for k in ("energy", "pressure"):
+            numbers |= {f"{name}_{k}": share[k], f"{name}_{k}_is_resolved": bool(found[k].resolved)}
+    if len(posteriors) == 2:
+        numbers["posteriors_overlap"] = overlap(*(p.intervals for p in posteriors.values()), true)
+    report("coverage", seed=seed, **numbers)
+    return numbers
 
 
 def overlap(one: dict, other: dict, true: dict) -> float:
@@ -83,13 +91,14 @@ def overlap(one: dict, other: dict, true: dict) -> float:
     return float(np.mean(np.concatenate(shared))) if shared else 0.0
 
 
-def passed(numbers: dict) -> bool:
-    """The bar: 90 % of bins, energy and pressure by both posteriors, which agree; both controls below 90 % of bins."""
-    posteriors = [
-        numbers.get(f"{n}_{k}", 0) for n in ("deep_ensemble", "pSGLD") for k in ("bins", "energy", "pressure")
-    ]
-    controls = [numbers.get(f"{n}_control_bins", 1) for n in ("shrunk", "short_cutoff")]
-    return min(posteriors) >= 0.9 and numbers.get("posteriors_overlap", 0) >= 0.9 and max(controls) < 0.9
+def passed(seeds: list[dict], together: dict) -> bool:
+    """The bars: for every seed 90 % of bins, energy and pressure by both posteriors, which agree; over all seeds, half
+    of the bins resolved for both posteriors, and every control below 75 % of bins."""
+    names = ("deep_ensemble", "pSGLD")
+    wanted = [f"{n}_{k}" for n in names for k in ("bins", "energy", "pressure")] + ["posteriors_overlap"]
+    covered = min(numbers.get(k, 0) for numbers in seeds for k in wanted)
+    controls = [together.get(f"{n}_bins", 1) for n in ("shrunk_deep_ensemble", "shrunk_pSGLD", "short_cutoff")]
+    return covered >= 0.9 and min(together.get(f"{n}_resolved", 0) for n in names) >= 0.5 and max(controls) < 0.75
 
 
 def _short_cutoff(seed: int, material, s) -> dict:

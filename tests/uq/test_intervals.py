@@ -209,7 +209,7 @@ def test_blocks_give_the_sampling_error_of_correlated_runs():
     blocks = x.reshape(s, points, b, -1).mean(-1).transpose(0, 2, 1)[:, None]
     obs = observed(blocks.mean(2), blocks=blocks)
     exact = (1 + rho) / (1 - rho) / frames * (1 - 2 * rho * (1 - rho**frames) / (frames * (1 - rho**2)))
-    got = run_means(obs)[1]
+    got = run_means(obs).variance
     # 300 × 8 estimates of 3 degrees of freedom each: relative error sqrt(2/7200) = 1.7 %, 4 sigma; blocks of 400 frames
     # with a correlation time of 4.5 underestimate by (B + 1)·τ/frames, about 1 %.
     assert np.mean(got) == pytest.approx(exact, rel=0.08)
@@ -225,6 +225,54 @@ def test_blocks_shorter_than_the_correlation_time_are_noticed():
     x = autoregressive(np.random.default_rng(10), (8, 300), 64, 0.98)
     blocks = x.reshape(8, 300, 4, -1).mean(-1).transpose(0, 2, 1)[:, None]
     assert np.nanmean(block_independence(observed(blocks.mean(2), blocks=blocks))) < 0.6
+
+
+def with_blocks(seed, model, noise, number, samples=8, replicas=2, blocks=4, trapped=0.0):
+    """As ``experiments``, with independent blocks of standard deviation ``noise``; replicas that are ``trapped`` differ
+    for good."""
+    rng = np.random.default_rng(seed)
+    theta = model * rng.normal(size=(samples, 1, 1, number))
+    stuck = trapped * rng.normal(size=(samples, replicas, 1, number))
+    x = theta + stuck + noise * rng.normal(size=(samples, replicas, blocks, number))
+    return observed(x.mean(2), blocks=x), model * rng.normal(size=number)
+
+
+def test_replicas_and_blocks_together_give_the_sampling_error():
+    obs, _ = with_blocks(13, 1.0, 0.5, REPETITIONS)
+    got = run_means(obs)
+    assert (got.source, got.degrees) == ("replicas and blocks", 7)
+    # 4000 × 8 estimates of 7 degrees of freedom: relative error sqrt(2/224000) = 0.3 %, 4 sigma
+    assert got.variance.mean() == pytest.approx(0.5**2 / 8, rel=0.012)
+    assert components(obs).degrees == 56
+
+
+@pytest.mark.parametrize("noise", [0.3, 2.8, 12.0])  # of a sample's mean: a tenth, one, four times the spread
+def test_coverage_with_replicas_and_blocks(noise):
+    obs, truth = with_blocks(14, 1.0, noise, REPETITIONS)
+    covered = np.mean(interval(obs).covers(truth))
+    assert 0.92 - binomial(0.92) < covered < 0.98 + binomial(0.98)
+
+
+def test_blocks_resolve_what_two_replicas_cannot():
+    obs, _ = with_blocks(15, 1.0, 2.0, REPETITIONS)  # noise of a sample's mean: 0.7 of the spread between samples
+    alone = replace(obs, blocks=obs.value[:, :, None])
+    both, few = (np.mean(np.asarray(interval(o).resolved)) for o in (obs, alone))
+    # noncentral F: P(F > limit · 0.5/1.5) with (7, 56) and (7, 8) degrees of freedom
+    for found, degrees in ((both, 56), (few, 8)):
+        limit = stats.f.ppf(0.95, 7, degrees)
+        expected = stats.f.sf(limit * 0.5 / 1.5, 7, degrees)
+        assert found == pytest.approx(expected, abs=4 * np.sqrt(0.25 / REPETITIONS))
+
+
+def test_trapped_replicas_and_correlated_blocks_leave_the_error_to_the_replicas():
+    trapped, _ = with_blocks(16, 1.0, 0.5, 50, trapped=1.0)
+    x = autoregressive(np.random.default_rng(17), (8, 2, 50), 64, 0.98)
+    blocks = np.moveaxis(x.reshape(8, 2, 50, 4, -1).mean(-1), -1, 2)
+    for obs in (trapped, observed(blocks.mean(2), blocks=blocks)):
+        got = run_means(obs)
+        assert (got.source, got.degrees) == ("replicas", 1)
+        np.testing.assert_allclose(got.variance, np.var(obs.value, axis=1, ddof=1) / 2, rtol=1e-6)
+        assert interval(obs).sampling == "replicas"
 
 
 def test_resolved_tells_signal_from_noise():
