@@ -12,7 +12,17 @@ import bayespot as bp
 from bayespot import report
 from bayespot.cli import main
 from bayespot.errors import Status
-from bayespot.quickstart import Settings, ensemble_posterior, file_material, first_shell, model, paced, quickstart
+from bayespot.quickstart import (
+    FAST,
+    FULL,
+    Settings,
+    ensemble_posterior,
+    file_material,
+    first_shell,
+    model,
+    paced,
+    quickstart,
+)
 from bayespot.records.system import System, from_ase
 from bayespot.tree import replace
 
@@ -82,6 +92,11 @@ def test_files_with_light_atoms_get_a_shorter_time_step_and_as_many_steps():
     assert light.time_step == pytest.approx(4e-4 * 1.008**0.5)
     assert (light.frames_kept, light.run / light.time_step) == (s.frames_kept, pytest.approx(s.run / s.time_step))
     assert heavy == s
+
+
+@pytest.mark.parametrize("s", [FULL, FAST, TINY])
+def test_blocks_of_the_runs_are_longer_than_the_longest_lag_of_the_displacements(s):
+    assert s.frames_kept // 4 > max(2, s.frames_kept // 10)
 
 
 def test_the_teacher_is_asked_at_a_temperature_between_those_of_the_data():

@@ -76,8 +76,8 @@ def observe(
         trajectories: from ``propagate``, leading axes ``(S, R)``, or a single run, which is treated as S = R = 1.
         samples: the posterior samples that drove the runs; they supply the weights and the chains. Without them all
             weights are equal and every run counts as a chain of its own, as for a deep ensemble.
-        blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated
-            where there is one replica. A block should be several correlation times long (``block_independence``).
+        blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated.
+            A block should be several correlation times long (``block_independence``).
         discard: frames left out at the start of every run, to equilibrate.
         batch_size: runs treated at once; default 1 on a CPU, all on an accelerator.
 

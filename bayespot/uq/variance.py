@@ -57,10 +57,10 @@ class RunMeans(NamedTuple):
 def run_means(observed: Observed) -> RunMeans:
     """Mean of every sample over its replicas, and its squared standard error (host).
 
-    The error of a single run comes from the spread of its blocks, which is right where a block is several correlation
-    times long (``block_independence``). That of several replicas comes from their spread: right in any case, but of few
-    degrees of freedom. Where the data do not contradict that all blocks of all replicas are independent, it comes from
-    the spread of these, which are more.
+    The spread of the blocks of all replicas has the most degrees of freedom. It is corrected for what neighbouring
+    blocks have in common (to first order in their correlation, averaged over the points of a curve). The spread of the
+    replicas, of fewer degrees of freedom but right in any case, is used instead where blocks contradict it
+    (``_poolable``).
 
     Raises:
         ValueError: with one replica and fewer than two blocks.
@@ -74,27 +74,57 @@ def run_means(observed: Observed) -> RunMeans:
             "Use observe(..., blocks=4) or propagate(..., replicas=2)."
         )
     mean = value.mean(1)
-    if r > 1 and not (b > 1 and np.isfinite(blocks).all() and _interchangeable(observed, blocks)):
+    if r > 1 and not _poolable(value, blocks):
         return RunMeans(mean, value.var(1, ddof=1) / r, r - 1, "replicas")
-    pooled = blocks.reshape(s, r * b, *blocks.shape[3:])
-    return RunMeans(mean, pooled.var(1, ddof=1) / (r * b), r * b - 1, "replicas and blocks" if r > 1 else "blocks")
+    independent = blocks.reshape(s, r * b, *blocks.shape[3:]).var(1, ddof=1) / (r * b)
+    source = "replicas and blocks" if r > 1 else "blocks"
+    return RunMeans(mean, _inflation(blocks) * independent, r * b - 1, source)
 
 
-def _interchangeable(observed: Observed, blocks: np.ndarray) -> bool:
-    """Whether blocks follow each other as if independent, and replicas differ no more than their blocks let expect.
+def _poolable(value: np.ndarray, blocks: np.ndarray) -> bool:
+    """Whether the blocks of all replicas may stand for the sampling error; averages over the points of a curve.
 
-    Two tests at about 2.5 % each: von Neumann's ratio (blocks shorter than a correlation time), and an F-test (runs
-    that stay where they began). Both are averages over the points of a curve.
+    They may not where there is one block, or blocks do not average to the value of the run (observables that are no
+    time averages), follow each other as if strongly correlated (von Neumann's ratio, two standard errors below 1), or
+    replicas differ by more than their blocks let expect (F-test, 2.5 % for a scalar): runs that stay where they began.
     """
-    s, r, b = blocks.shape[:3]
-    ratio = block_independence(observed)
-    if not np.isfinite(ratio).any():
-        return True  # constant values
-    between = b * blocks.mean(2).var(1, ddof=1).mean(0)
+    (s, r), b = value.shape[:2], blocks.shape[2]
+    if b < 2 or not np.isfinite(blocks).all():
+        return False
     within = blocks.var(2, ddof=1).mean((0, 1))
-    differ = np.divide(between, within, out=np.full_like(within, np.nan), where=within > 0)
-    limit = stats.f.ppf(0.975, s * (r - 1), s * r * (b - 1))
-    return bool(np.nanmean(ratio) > 1.0 - 2.0 / np.sqrt(s * r * b) and np.nanmean(differ) < limit)
+    between = b * value.var(1, ddof=1).mean(0)
+    if (between[within == 0] > 0).any():
+        return False
+    moving = within > 0
+    if not moving.any():
+        return True
+    apart = b * ((blocks.mean(2) - value) ** 2).mean((0, 1))
+    return bool(
+        (apart[moving] / within[moving]).mean() < 0.1
+        and np.nanmean(_von_neumann(blocks)) > 1.0 - 2.0 / np.sqrt(s * r * b)
+        and (between[moving] / within[moving]).mean() < stats.f.ppf(0.975, s * (r - 1), s * r * (b - 1))
+    )
+
+
+def _von_neumann(blocks: np.ndarray) -> np.ndarray:
+    successive = 0.5 * (np.diff(blocks, axis=2) ** 2).mean((0, 1, 2))
+    overall = blocks.var(axis=2, ddof=1).mean((0, 1))
+    return np.divide(successive, overall, out=np.full_like(overall, np.nan), where=overall > 0)
+
+
+def _inflation(blocks: np.ndarray) -> float:
+    r"""Variance of a sample's mean over what the spread of its blocks says, when neighbours have the correlation ρ ≥ 0.
+
+    :math:`(1 + 2\rho(1 - 1/B)) / (1 - 2\rho(1 - 1/B)/(RB - 1))`; the denominator is what the common part takes from the
+    spread. Von Neumann's ratio is :math:`(1 - \rho)/(1 - 2\rho/B)`, which of two blocks tells nothing.
+    """
+    r, b = blocks.shape[1:3]
+    ratio = _von_neumann(blocks)
+    if b < 3 or not np.isfinite(ratio).any():
+        return 1.0
+    ratio = min(float(np.nanmean(ratio)), 1.0)
+    common = 2.0 * (1.0 - 1.0 / b) * (1.0 - ratio) / (1.0 - 2.0 * ratio / b)
+    return (1.0 + common) / (1.0 - common / (r * b - 1))
 
 
 def block_independence(observed: Observed) -> np.ndarray:
@@ -115,9 +145,7 @@ def block_independence(observed: Observed) -> np.ndarray:
         raise ValueError(
             f"block_independence needs at least two blocks. Got {blocks.shape[2]}. Use observe(..., blocks=4)."
         )
-    successive = 0.5 * (np.diff(blocks, axis=2) ** 2).mean((0, 1, 2))
-    overall = blocks.var(axis=2, ddof=1).mean((0, 1))
-    return np.divide(successive, overall, out=np.full_like(overall, np.nan), where=overall > 0)
+    return _von_neumann(blocks)
 
 
 def components(observed: Observed) -> Components:
