@@ -19,6 +19,12 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 collect_ignore = ["benchmarks"]  # programs, which set JAX up as they need it
 
 
+def pytest_collection_modifyitems(items):
+    """The files with the longest tests first, so that no worker is left alone with them at the end."""
+    long = ("test_cli.py", "test_readme.py", "test_ensembles.py")
+    items.sort(key=lambda item: item.path.name not in long)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real data sets, from ``BAYESPOT_DATA``; without it the test is skipped."""

@@ -61,7 +61,8 @@ def moments(vectors: Float[Array, "N K 3"], radial: Float[Array, "C N K"]) -> li
     unit = {"": jnp.ones_like(x), "x": x * norm, "y": y * norm, "z": z * norm}
     for rank in (2, 3):
         unit |= {m: unit[m[:-1]] * unit[m[-1]] for m in _COMPONENTS[rank] if not m.endswith("zz")}
-    summed = jnp.einsum("cnk,mnk->cmn", radial, jnp.stack(list(unit.values())))
+    # An accelerator's short mantissa would not treat z, which follows by subtraction, like x and y.
+    summed = jnp.einsum("cnk,mnk->cmn", radial, jnp.stack(list(unit.values())), precision="highest")
     part = dict(zip(unit, jnp.split(summed, len(unit), axis=1), strict=True))
     for m in ("", "x", "y", "z"):
         part[m + "zz"] = part[m] - part["".join(sorted(m + "xx"))] - part["".join(sorted(m + "yy"))]

@@ -1,5 +1,7 @@
 """The default potential as made from data: its invariants by hand, their standardisation, its constants."""
 
+from itertools import combinations_with_replacement
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from ase.build import bulk
 
 from bayespot.potentials.build import build
 from bayespot.potentials.classical import stillinger_weber
-from bayespot.potentials.descriptor_mlp import descriptor_mlp, features
+from bayespot.potentials.descriptor_mlp import descriptor_mlp, features, moments
 from bayespot.potentials.teacher import label
 from bayespot.records.dataset import dataset
 from bayespot.records.neighbors import neighbors
@@ -39,6 +41,17 @@ def test_invariants_of_a_dimer():
     found = features(sys, neighbors(sys, CUTOFF), (14,), None, CUTOFF, CHANNELS)
     assert found.shape == (2, 140)
     np.testing.assert_allclose(found, np.tile(expected, (2, 1)), rtol=1e-10, atol=1e-12)
+
+
+def test_moments_are_the_sums_of_outer_products_of_unit_vectors():
+    """Components in the order of ``combinations_with_replacement``, which is the order of the module."""
+    rng = np.random.default_rng(0)
+    vectors, radial = rng.normal(size=(3, 5, 3)), rng.normal(size=(2, 3, 5))
+    unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    for rank, found in enumerate(moments(vectors, radial)):
+        for m, axes in enumerate(combinations_with_replacement(range(3), rank)):
+            expected = np.einsum("cnk,nk->cn", radial, np.prod(unit[..., list(axes)], axis=-1))
+            np.testing.assert_allclose(found[:, m], expected, atol=1e-12)
 
 
 def test_invariants_are_standardised_over_the_atoms(data):
