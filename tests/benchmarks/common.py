@@ -44,7 +44,7 @@ def seconds(function) -> float:
     return time.perf_counter() - begin
 
 
-def alternate(functions: dict, repeats: int = 5) -> dict[str, float]:
+def alternate(functions: dict, repeats: int = 3) -> dict[str, float]:
     """Best wall time of each function, called in turn after one call each to compile: machines are noisy."""
     for function in functions.values():
         seconds(function)

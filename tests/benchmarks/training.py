@@ -50,7 +50,8 @@ def main() -> None:
             "sgld": run(sgld, one),
             "psgld": run(psgld, one),
             "adam_two_chains": run(adam, two),
-        }
+        },
+        repeats=5,
     )
     rate = {f"{k}_structures_per_s": n * STEPS * BATCH / times[k] for k, n in
             {"bare": 1, "adam": 1, "sgld": 1, "psgld": 1, "adam_two_chains": 2}.items()}  # fmt: skip
