@@ -124,8 +124,11 @@ def overlap(one: dict, other: dict, true: dict) -> float:
 
 
 def passed(seeds: list[dict], together: dict) -> bool:
-    """The bars: for every seed 90 % of bins, energy and pressure by both posteriors, which agree, and every control below
-    90 % of bins; over all seeds, half of the bins resolved for both posteriors, and every control below 75 % of bins."""
+    """Whether the bars hold.
+
+    For every seed: 90 % of bins, energy and pressure by both posteriors, which agree; every control below 90 % of bins.
+    Over all seeds: half of the bins resolved for both posteriors; every control below 75 % of bins.
+    """
     wanted = [f"{n}_{k}" for n in POSTERIORS for k in ("bins", "energy", "pressure")] + ["posteriors_overlap"]
     covered = min(numbers.get(k, 0) for numbers in seeds for k in wanted)
     failed = max(numbers.get(f"{n}_bins", 1) for numbers in seeds for n in CONTROLS)
