@@ -115,5 +115,21 @@ def test_no_public_name_starts_a_backend():
     assert devices == 3
 
 
+def test_of_jax_md_only_the_integrators_are_loaded():
+    """The package takes seconds to import; whoever wants it still gets the whole."""
+    code = """
+import sys
+from bayespot.simulation.ensemble import _integrators
+simulate = _integrators()
+assert simulate is _integrators()
+assert not [name for name in sys.modules if name.split(".")[0] in ("jax_md", "e3nn_jax", "sympy")]
+import jax_md
+assert jax_md.energy and jax_md.simulate.nve.__code__ == simulate.nve.__code__
+_integrators.cache_clear()
+assert _integrators() is jax_md.simulate
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_the_lock_file_is_not_kept():
     assert "uv.lock" in (ROOT / ".gitignore").read_text().split()

@@ -4,8 +4,13 @@ Positions are Cartesian and never wrapped. The forces come in with every step, s
 potentials, parameters or neighbour lists.
 """
 
+import importlib
+import importlib.util
+import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -68,9 +73,7 @@ def nve(dt: float, kT: float = 0.0) -> Ensemble:
         raise ValueError(f"kT of the initial velocities must be 0 or positive [eV]. Got {kT}.")
 
     def integrator(forces):
-        from jax_md import simulate
-
-        return simulate.nve(forces, _shift, dt)
+        return _integrators().nve(forces, _shift, dt)
 
     def init(key, forces, system):
         mass, p = _start(key, system, kT)
@@ -100,9 +103,7 @@ def nvt_langevin(kT: float, dt: float, gamma: float = 0.1) -> Ensemble:
     _check(kT=kT, dt=dt, gamma=gamma)
 
     def integrator(forces):
-        from jax_md import simulate
-
-        return simulate.nvt_langevin(forces, _shift, dt, kT, gamma)
+        return _integrators().nvt_langevin(forces, _shift, dt, kT, gamma)
 
     def init(key, forces, system):
         velocities, noise = jax.random.split(key)
@@ -137,9 +138,7 @@ def nvt_nose_hoover(kT: float, dt: float, tau: float | None = None, chain_length
         raise ValueError(f"chain_length must be at least 2. Got {chain_length}.")
 
     def integrator(forces):
-        from jax_md import simulate
-
-        return simulate.nvt_nose_hoover(forces, _shift, dt, kT, chain_length=chain_length, tau=tau)
+        return _integrators().nvt_nose_hoover(forces, _shift, dt, kT, chain_length=chain_length, tau=tau)
 
     def init(key, forces, system):
         mass, p = _start(key, system, kT)
@@ -151,6 +150,27 @@ def nvt_nose_hoover(kT: float, dt: float, tau: float | None = None, chain_length
 
     spec = {"name": "nvt_nose_hoover", "kT": kT, "dt": dt, "tau": tau, "chain_length": chain_length}
     return Ensemble(init, _stepper(integrator), _without_translation, dt, kT, spec)
+
+
+@cache
+def _integrators() -> ModuleType:
+    """The module ``jax_md.simulate`` without its package.
+
+    The package imports networks, symbolic algebra and rigid bodies, which takes seconds, longer than many a simulation.
+    An empty package of the same place stands for it while the module is loaded, and is removed afterwards, so
+    that ``import jax_md`` elsewhere gives the whole.
+    """
+    if "jax_md" in sys.modules:
+        return importlib.import_module("jax_md.simulate")
+    found = importlib.util.find_spec("jax_md")
+    if found is None:
+        raise ModuleNotFoundError("Simulations need jax-md, which is not installed.", name="jax_md")
+    sys.modules["jax_md"] = importlib.util.module_from_spec(found)
+    try:
+        return importlib.import_module("jax_md.simulate")
+    finally:
+        for name in [n for n in sys.modules if n.split(".")[0] == "jax_md"]:
+            del sys.modules[name]
 
 
 def _stepper(integrator: Callable) -> Callable[[Forces, PyTree], PyTree]:
