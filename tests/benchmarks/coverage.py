@@ -4,7 +4,7 @@ The controls: the samples of each posterior pulled together to a quarter of thei
 (2.7 Å) is too short to see what the teacher sees. The teacher's values come from longer runs than the quickstart's.
 
 The bins of one seed are few independent facts: a right posterior may by chance be so near the truth that a quarter of
-its width covers, too. So the average over the seeds is printed beside every seed. ``passed`` asks for both.
+its width covers, too. A control therefore fails as a whole, over all seeds, and need not fail for each of them.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from bayespot.uq.variance import components
 from tests.benchmarks.common import report
 
 POSTERIORS = ("deep_ensemble", "pSGLD")
+MEASURED = ("bins", "resolved", "energy", "pressure")
 CONTROLS = ("shrunk_deep_ensemble", "shrunk_pSGLD", "short_cutoff")
 
 
@@ -67,7 +68,7 @@ def main() -> None:
     s = FULL._replace(run=chosen.run)
     true = long_truth(s)
     found = [one_seed(seed, s, true) for seed in chosen.seeds]
-    together = {f"{n}_{k}": mean(found, f"{n}_{k}") for n in (*POSTERIORS, *CONTROLS) for k in ("bins", "resolved")}
+    together = {f"{n}_{k}": mean(found, f"{n}_{k}") for n in (*POSTERIORS, *CONTROLS) for k in MEASURED}
     report("coverage_together", seeds=chosen.seeds, passed=passed(found, together), **together)
 
 
@@ -126,15 +127,19 @@ def overlap(one: dict, other: dict, true: dict) -> float:
 def passed(seeds: list[dict], together: dict) -> bool:
     """Whether the bars hold.
 
-    For every seed: 90 % of bins, energy and pressure by both posteriors, which agree; every control below 90 % of bins.
-    Over all seeds: half of the bins resolved for both posteriors; every control below 75 % of bins.
+    Both posteriors cover 90 % of the bins, energy and pressure for every seed, and agree; half of the bins are
+    resolved. Every control fails this very test, and covers less than 75 % of the bins on average.
     """
-    wanted = [f"{n}_{k}" for n in POSTERIORS for k in ("bins", "energy", "pressure")] + ["posteriors_overlap"]
-    covered = min(numbers.get(k, 0) for numbers in seeds for k in wanted)
-    failed = max(numbers.get(f"{n}_bins", 1) for numbers in seeds for n in CONTROLS)
+
+    def covered(name: str) -> float:
+        return min(numbers.get(f"{name}_{k}", 0) for numbers in seeds for k in ("bins", "energy", "pressure"))
+
+    agree = min(numbers.get("posteriors_overlap", 0) for numbers in seeds)
     clear = min(together[f"{n}_resolved"] for n in POSTERIORS)
+    worst = max(covered(n) for n in CONTROLS)
     average = max(together[f"{n}_bins"] for n in CONTROLS)
-    return covered >= 0.9 and failed < 0.9 and clear >= 0.5 and average < 0.75
+    good = min(agree, *(covered(n) for n in POSTERIORS)) >= 0.9 and clear >= 0.5
+    return good and worst < 0.9 and average < 0.75
 
 
 def _short_cutoff(seed: int, material, s) -> dict:

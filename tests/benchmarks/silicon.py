@@ -16,7 +16,7 @@ import bayespot as bp
 from tests.benchmarks.common import report
 
 NOISE = bp.Noise(0.001, 0.1, learn="fixed")  # only weights here: about the validated errors, which the members reach
-CUTOFF, HIDDEN, STEPS, BATCH = 5.5, (64, 64), 4000, 4
+CUTOFF, HIDDEN, STEPS, BATCH = 6.0, (64, 64), 4000, 4
 BURN_IN, DRAWS, THIN = 1000, 4, 100
 
 
