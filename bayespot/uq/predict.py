@@ -98,7 +98,7 @@ def _members(params, data: Dataset, *, potential: Potential, batch_size: int):
     """Energies ``(S, M)``, forces ``(S, M, N, 3)`` and stresses ``(S, M, 3, 3)``, some samples at a time."""
     at_once, number = batch_size * jax.device_count(), length(params)
     evaluate = _evaluator(potential.atom_energies, batch_size, min(FRAMES_AT_ONCE, len(data)))
-    parts = []
+    params, parts = jax.tree.map(np.asarray, params), []  # sliced on the host, where every shape need not be compiled
     for first in range(0, number, at_once):
         index = np.minimum(np.arange(first, first + at_once), number - 1)
         found = evaluate(take(params, index), data.system, data.neighbors)
@@ -120,6 +120,7 @@ def _evaluator(atom_energies: Callable, batch_size: int, frames_at_once: int) ->
     return jax.jit(evaluate)
 
 
+@jax.jit
 def _moments(members: Float[Array, "S *shape"], weight: Float[Array, "S"]):
     """Weighted mean and standard deviation over the samples, with ``ddof=1`` for equal weights."""
     mean = jnp.tensordot(weight, members, 1)
