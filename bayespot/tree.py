@@ -8,7 +8,6 @@ from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bayespot.typing import Array, Key, PyTree
 
@@ -57,12 +56,11 @@ def replace(instance, **changes):
 
 
 def noise(key: Key, tree: PyTree) -> PyTree:
-    """Standard normal noise of a tree's structure, from one draw: a generator per leaf costs compile time."""
+    """Standard normal noise of a tree's structure, one key per leaf."""
     leaves, structure = jax.tree.flatten(tree)
-    ends = np.cumsum([x.size for x in leaves], dtype=int).tolist()
-    drawn = jax.random.normal(key, (ends[-1] if ends else 0,), jnp.result_type(float, *leaves))
-    parts = [d.reshape(x.shape).astype(x.dtype) for d, x in zip(jnp.split(drawn, ends[:-1]), leaves, strict=False)]
-    return jax.tree.unflatten(structure, parts)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    drawn = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)]
+    return jax.tree.unflatten(structure, drawn)
 
 
 def take(tree: PyTree, index) -> PyTree:

@@ -113,17 +113,19 @@ def _von_neumann(blocks: np.ndarray) -> np.ndarray:
 
 
 def _inflation(blocks: np.ndarray) -> float:
-    r"""Variance of a sample's mean over what the spread of its blocks says, when neighbours have the correlation ρ ≥ 0.
+    r"""Variance of a sample's mean over what the spread of its blocks says, when neighbours have the correlation ρ.
 
     :math:`(1 + 2\rho(1 - 1/B)) / (1 - 2\rho(1 - 1/B)/(RB - 1))`; the denominator is what the common part takes from the
-    spread. Von Neumann's ratio is :math:`(1 - \rho)/(1 - 2\rho/B)`, which of two blocks tells nothing.
+    spread. Von Neumann's ratio is :math:`(1 - \rho)/(1 - 2\rho/B)`, which of two blocks tells nothing. Negative
+    estimates count as much as positive ones: of independent blocks half are, and to drop them would overestimate the
+    sampling error of a scalar by a sixth.
     """
     r, b = blocks.shape[1:3]
     ratio = _von_neumann(blocks)
     if b < 3 or not np.isfinite(ratio).any():
         return 1.0
-    ratio = min(float(np.nanmean(ratio)), 1.0)
-    common = 2.0 * (1.0 - 1.0 / b) * (1.0 - ratio) / (1.0 - 2.0 * ratio / b)
+    ratio = min(float(np.nanmean(ratio)), 0.4 * b)
+    common = 2.0 * (1.0 - 1.0 / b) * np.clip((1.0 - ratio) / (1.0 - 2.0 * ratio / b), -1 / 3, 1 / 2)
     return (1.0 + common) / (1.0 - common / (r * b - 1))
 
 
