@@ -10,13 +10,21 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from bayespot.tree import length
+from bayespot.tree import length, take
 from bayespot.typing import PyTree
 
 
 def default_batch_size(number: int) -> int:
     """1 on a CPU; all of ``number``, shared among the devices, on an accelerator."""
     return 1 if jax.default_backend() == "cpu" else -(-number // jax.device_count())
+
+
+def each(function: Callable, size: int) -> Callable:
+    """``function`` over the leading axis of ``size`` elements; no ``vmap`` for a single one, which would turn ``cond``
+    into a selection that computes both branches."""
+    if size > 1:
+        return jax.vmap(function)
+    return lambda *args: jax.tree.map(lambda x: x[None], function(*take(args, 0)))
 
 
 def over_batches(function: Callable, tree: PyTree, *shared, batch_size: int) -> PyTree:

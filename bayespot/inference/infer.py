@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from bayespot.batching import default_batch_size, over_batches
+from bayespot.batching import default_batch_size, each, over_batches
 from bayespot.checkpoint import checkpoint as open_checkpoint
 from bayespot.checkpoint import fingerprint
 from bayespot.errors import Status, listed
@@ -88,7 +88,7 @@ def infer(
     size = chains_at_once or default_batch_size(chains)
     segment = _segment(algorithm._replace(spec=()), size)
     keys = jax.vmap(lambda c: jax.random.split(jax.random.fold_in(key, c)))(jnp.arange(chains))
-    begin = jax.jit(lambda k, p: over_batches(_each(algorithm.init, size), (k, p), batch_size=size))
+    begin = jax.jit(lambda k, p: over_batches(lambda b: each(algorithm.init, size)(*b), (k, p), batch_size=size))
     keys, states = keys[:, 1], begin(keys[:, 0], params)
     run = _Run(states, _Host(np.zeros(chains, np.int32), np.zeros(chains), np.array(False), [], [], {}))
     store = None
@@ -197,13 +197,6 @@ def _plan(steps: int, burn_in: int, thin: int) -> Plan:
     return Plan(ends, draws, longest)
 
 
-def _each(function: Callable, size: int) -> Callable:
-    """The function for a batch of chains; no ``vmap`` for a batch of one, it would turn ``cond`` to ``select``."""
-    if size > 1:
-        return lambda trees: jax.vmap(function)(*trees)
-    return lambda trees: jax.tree.map(lambda x: x[None], function(*take(trees, 0)))
-
-
 @lru_cache(maxsize=8)
 def _segment(algorithm: Algorithm, size: int) -> Callable:
     """Compiled: ``count`` steps of all chains from step ``first`` on; indices are padded to the longest segment.
@@ -232,7 +225,7 @@ def _segment(algorithm: Algorithm, size: int) -> Callable:
 
     def segment(keys, states, indices, data, first, count):
         def batch(trees, data, first, count):
-            return _each(lambda k, s, i: chain(k, s, i, data, first, count), size)(trees)
+            return each(lambda k, s, i: chain(k, s, i, data, first, count), size)(*trees)
 
         return over_batches(batch, (keys, states, indices), data, first, count, batch_size=size)
 

@@ -11,18 +11,12 @@ import numpy as np
 from scipy.optimize import lsq_linear
 
 from bayespot.observables.observable import sound
-from bayespot.records.system import System
+from bayespot.records.system import System, heights
 from bayespot.records.trajectory import Trajectory
 from bayespot.typing import Array, Bool, Float, Int
 
 NEAREST = ((0, 0, 0),)
 """Translations where the minimum image suffices."""
-
-
-def heights(box: np.ndarray) -> np.ndarray:
-    """Distances between opposite faces of cells ``(..., 3, 3)`` [Å]; infinite for open directions."""
-    box = np.asarray(box, np.float64)
-    return 1.0 / np.maximum(np.linalg.norm(np.linalg.pinv(box), axis=-2), 1e-300)
 
 
 def translations(boxes: np.ndarray, radius: float) -> tuple[tuple[int, int, int], ...]:

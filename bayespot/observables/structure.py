@@ -10,7 +10,6 @@ from bayespot.observables.observable import Observable, Weights, average, sound
 from bayespot.observables.pairs import (
     NEAREST,
     half_height,
-    heights,
     require_species,
     require_volume,
     selected,
@@ -19,7 +18,7 @@ from bayespot.observables.pairs import (
     translations,
     wrapped,
 )
-from bayespot.records.system import System, volume
+from bayespot.records.system import System, heights, volume
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.typing import Array, Float, Int
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayespot.records.neighbors import Neighbors, pairs
-from bayespot.records.system import System
+from bayespot.records.system import System, heights
 from bayespot.typing import Array, Int
 
 
@@ -44,12 +44,6 @@ def inverse_box(box: np.ndarray) -> np.ndarray:
     """Matrix that turns Cartesian rows into fractional ones, ``(3, 3)``; 0 for open directions (host)."""
     box = np.asarray(box, np.float64)
     return np.where(np.abs(box).sum(1) > 0, np.linalg.pinv(box), 0.0)
-
-
-def heights(box: np.ndarray) -> np.ndarray:
-    """Distances [Å] between opposite faces of the cell, ``(3,)``; infinite in open directions (host)."""
-    inverse = np.linalg.norm(inverse_box(box), axis=0)
-    return np.divide(1.0, inverse, out=np.full(3, np.inf), where=inverse > 0)
 
 
 def neighbor_list(

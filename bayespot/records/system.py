@@ -83,3 +83,9 @@ def masses(species: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
 def volume(box: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch"]:
     """Volume [Å³] of a fully periodic box; 0 where a direction is open."""
     return jnp.abs(jnp.linalg.det(box))
+
+
+def heights(box: np.ndarray) -> np.ndarray:
+    """Distances [Å] between opposite faces of cells ``(..., 3, 3)``; infinite in open directions (host)."""
+    inverse = np.linalg.norm(np.linalg.pinv(np.asarray(box, np.float64)), axis=-2)
+    return np.divide(1.0, inverse, out=np.full(inverse.shape, np.inf), where=inverse > 0)

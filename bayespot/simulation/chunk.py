@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from bayespot.batching import over_batches
+from bayespot.batching import each, over_batches
 from bayespot.potentials.neighbor_list import NeighborList
 from bayespot.potentials.potential import Potential, energy_forces_stress, forces
 from bayespot.records.system import System
@@ -46,13 +46,6 @@ class Check:
 
     needed: Int[Array, "n 2"]
     late: Array
-
-
-def each(function: Callable, batch: int) -> Callable:
-    """``function`` over the leading axis: ``vmap``, or for a batch of one the function itself."""
-    if batch > 1:
-        return jax.vmap(function)
-    return lambda *args: jax.tree.map(lambda x: x[None], function(*take(args, 0)))
 
 
 def starter(potential: Potential, ensemble: Ensemble, neighbors: NeighborList, batch_size: int) -> Callable:

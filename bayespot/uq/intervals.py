@@ -7,8 +7,9 @@ one factor :math:`\kappa` about the posterior mean :math:`m`,
 .. math:: [\, m + \kappa\,(q_- - m),\; m + \kappa\,(q_+ - m) \,],
 
 where :math:`q_\pm` are the ends of the interval that the noisy sample means themselves would give. :math:`\kappa` is 1
-where sampling noise is negligible (then this *is* the quantile or the Student interval) and about :math:`S^{-1/2}`
-where it is all there is and known to be.
+where sampling noise is negligible (then this *is* the quantile or the Student interval). Where noise explains
+all of the spread it falls to about 0.7 for 8 samples and 0.3 for 100, not to :math:`S^{-1/2}`, because the spread
+itself is uncertain.
 """
 
 import jax

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from bayespot.potentials.neighbor_list import heights, larger, neighbor_list
+from bayespot.potentials.neighbor_list import larger, neighbor_list
 from bayespot.records.neighbors import displacements, neighbors
-from bayespot.records.system import from_ase, system
+from bayespot.records.system import from_ase, heights, system
 from bayespot.tree import replace
 
 SKIN = 0.5

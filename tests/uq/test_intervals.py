@@ -9,41 +9,8 @@ from bayespot.errors import FailedSamples
 from bayespot.records.interval import Observed, table
 from bayespot.tree import replace
 from bayespot.uq.intervals import interval
-from bayespot.uq.variance import block_independence, components, run_means
-
-
-def observed(value, blocks=None, chain=None, log_weight=None, status=None) -> Observed:
-    value = jnp.asarray(value)
-    s = value.shape[0]
-    return Observed(
-        value=value,
-        blocks=jnp.asarray(value[:, :, None] if blocks is None else blocks),
-        coordinate=jnp.zeros((s, 0)),
-        status=jnp.zeros(value.shape[:2], int) if status is None else jnp.asarray(status),
-        log_weight=jnp.zeros(s) if log_weight is None else jnp.asarray(log_weight),
-        chain=jnp.arange(s) if chain is None else jnp.asarray(chain),
-        name="energy",
-        unit="eV",
-        axis="",
-    )
-
-
-def experiments(seed, samples, replicas, model, noise, number, chains=None, correlation=0.0):
-    """``number`` independent repetitions as points of one curve: θ_s ~ N(0, model²), plus noise; and the truth."""
-    rng = np.random.default_rng(seed)
-    chains = samples if chains is None else chains
-    shared = np.repeat(rng.normal(size=(chains, number)), samples // chains, axis=0)
-    theta = model * (np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * rng.normal(size=(samples, number)))
-    value = theta[:, None] + noise * rng.normal(size=(samples, replicas, number))
-    chain = np.repeat(np.arange(chains), samples // chains)
-    return observed(value, chain=chain), model * rng.normal(size=number)
-
-
-REPETITIONS = 4000
-
-
-def binomial(p, sigmas=4.0):
-    return sigmas * np.sqrt(p * (1 - p) / REPETITIONS)
+from bayespot.uq.variance import components
+from tests.uq.experiments import REPETITIONS, binomial, experiments, observed
 
 
 @pytest.mark.parametrize(("chains", "correlation"), [(8, 0.0), (4, 0.0), (4, 0.9)])
@@ -192,114 +159,6 @@ def test_weights_act_like_repetition():
         plain = interval(observed(np.stack([repeated] * 2, 1)), level=0.8, kind=kind)
         np.testing.assert_allclose(weighted.mean, plain.mean, rtol=1e-10)
         np.testing.assert_allclose([weighted.lower, weighted.upper], [plain.lower, plain.upper], atol=0.08)
-
-
-def autoregressive(rng, shape, frames, rho):
-    x = np.empty((*shape, frames))
-    x[..., 0] = rng.normal(size=shape)
-    for t in range(1, frames):
-        x[..., t] = rho * x[..., t - 1] + np.sqrt(1 - rho**2) * rng.normal(size=shape)
-    return x
-
-
-def test_blocks_give_the_sampling_error_of_correlated_runs():
-    rng = np.random.default_rng(9)
-    frames, rho, points, s, b = 1600, 0.8, 300, 8, 4
-    x = autoregressive(rng, (s, points), frames, rho)
-    blocks = x.reshape(s, points, b, -1).mean(-1).transpose(0, 2, 1)[:, None]
-    obs = observed(blocks.mean(2), blocks=blocks)
-    exact = (1 + rho) / (1 - rho) / frames * (1 - 2 * rho * (1 - rho**frames) / (frames * (1 - rho**2)))
-    got = run_means(obs).variance
-    # 300 × 8 estimates of 3 degrees of freedom each: relative error sqrt(2/7200) = 1.7 %, 4 sigma; blocks of 400 frames
-    # with a correlation time of 4.5 underestimate by (B + 1)·τ/frames, about 1 %.
-    assert np.mean(got) == pytest.approx(exact, rel=0.08)
-    # von Neumann's ratio over 300 × 8 runs: error 1/sqrt(2400·4) = 1 %, 4 sigma plus the same 1 % of correlation.
-    assert np.nanmean(block_independence(obs)) == pytest.approx(1.0, abs=0.05)
-    it = interval(obs)
-    assert it.sampling == "blocks"
-    np.testing.assert_allclose(it.std_sampling, np.sqrt(got.mean(0) / s), rtol=1e-6)
-    assert np.mean(np.asarray(it.resolved)) < 0.1  # there is no parametric part; the F-test errs in 5 % of the points
-
-
-def test_blocks_shorter_than_the_correlation_time_are_noticed():
-    x = autoregressive(np.random.default_rng(10), (8, 300), 64, 0.98)
-    blocks = x.reshape(8, 300, 4, -1).mean(-1).transpose(0, 2, 1)[:, None]
-    assert np.nanmean(block_independence(observed(blocks.mean(2), blocks=blocks))) < 0.6
-
-
-def with_blocks(seed, model, noise, number, samples=8, replicas=2, blocks=4, trapped=0.0):
-    """As ``experiments``, with independent blocks of standard deviation ``noise``; replicas that are ``trapped`` differ
-    for good."""
-    rng = np.random.default_rng(seed)
-    theta = model * rng.normal(size=(samples, 1, 1, number))
-    stuck = trapped * rng.normal(size=(samples, replicas, 1, number))
-    x = theta + stuck + noise * rng.normal(size=(samples, replicas, blocks, number))
-    return observed(x.mean(2), blocks=x), model * rng.normal(size=number)
-
-
-def test_replicas_and_blocks_together_give_the_sampling_error():
-    obs, _ = with_blocks(13, 1.0, 0.5, REPETITIONS)
-    got = run_means(obs)
-    assert (got.source, got.degrees) == ("replicas and blocks", 7)
-    # 4000 × 8 estimates of 7 degrees of freedom: relative error sqrt(2/224000) = 0.3 %, 4 sigma
-    assert got.variance.mean() == pytest.approx(0.5**2 / 8, rel=0.012)
-    assert components(obs).degrees == 56
-
-
-@pytest.mark.parametrize("noise", [0.3, 2.8, 12.0])  # of a sample's mean: a tenth, one, four times the spread
-def test_coverage_with_replicas_and_blocks(noise):
-    obs, truth = with_blocks(14, 1.0, noise, REPETITIONS)
-    covered = np.mean(interval(obs).covers(truth))
-    assert 0.92 - binomial(0.92) < covered < 0.98 + binomial(0.98)
-
-
-def test_blocks_resolve_what_two_replicas_cannot():
-    obs, _ = with_blocks(15, 1.0, 2.0, REPETITIONS)  # noise of a sample's mean: 0.7 of the spread between samples
-    alone = replace(obs, blocks=obs.value[:, :, None])
-    both, few = (np.mean(np.asarray(interval(o).resolved)) for o in (obs, alone))
-    # noncentral F: P(F > limit · 0.5/1.5) with (7, 56) and (7, 8) degrees of freedom
-    for found, degrees in ((both, 56), (few, 8)):
-        limit = stats.f.ppf(0.95, 7, degrees)
-        expected = stats.f.sf(limit * 0.5 / 1.5, 7, degrees)
-        assert found == pytest.approx(expected, abs=4 * np.sqrt(0.25 / REPETITIONS))
-
-
-def of_correlated_blocks(correlation, blocks=4):
-    """Blocks of which each is correlated with the next one only, and the exact variance of a run's mean."""
-    e = np.random.default_rng(17).normal(size=(8, 2, blocks + 1, REPETITIONS))
-    a = (1 - np.sqrt(1 - 4 * correlation**2)) / (2 * correlation)  # moving average: ρ = a / (1 + a²)
-    x = (e[:, :, 1:] + a * e[:, :, :-1]) / np.sqrt(1 + a * a)
-    return observed(x.mean(2), blocks=x), (1 + 2 * correlation * (1 - 1 / blocks)) / blocks
-
-
-def test_common_parts_of_neighbouring_blocks_are_corrected_for():
-    obs, exact = of_correlated_blocks(0.2)
-    got = run_means(obs)
-    assert got.source == "replicas and blocks"
-    # 4000 × 8 estimates: 0.4 %; the mean of von Neumann's ratios is not the ratio of means, about 2 %
-    assert got.variance.mean() == pytest.approx(exact / 2, rel=0.04)
-    uncorrected = np.asarray(obs.blocks).reshape(8, 8, -1).var(1, ddof=1).mean() / 8
-    assert uncorrected < 0.8 * exact / 2
-    single = run_means(observed(obs.value[:, :1], blocks=obs.blocks[:, :1])).variance
-    assert single.mean() == pytest.approx(exact, rel=0.06)
-
-
-def test_where_blocks_cannot_be_trusted_the_error_comes_from_the_replicas():
-    trapped, _ = with_blocks(16, 1.0, 0.5, 50, trapped=1.0)
-    frozen = np.random.default_rng(18).normal(size=(8, 2, 50))
-    nonlinear, _ = with_blocks(19, 1.0, 0.5, 50)
-    cases = {
-        "trapped": trapped,
-        "frozen": observed(frozen, blocks=np.repeat(frozen[:, :, None], 4, 2)),
-        "strongly correlated": of_correlated_blocks(0.45)[0],
-        "not a time average": replace(nonlinear, value=nonlinear.value**2),
-        "undefined blocks": replace(nonlinear, blocks=nonlinear.blocks.at[0, 0, 0, 3].set(jnp.nan)),
-    }
-    for name, obs in cases.items():
-        got = run_means(obs)
-        assert (got.source, got.degrees) == ("replicas", 1), name
-        np.testing.assert_allclose(got.variance, np.var(obs.value, axis=1, ddof=1) / 2, rtol=1e-6)
-    assert interval(trapped).sampling == "replicas"
 
 
 def test_resolved_tells_signal_from_noise():
