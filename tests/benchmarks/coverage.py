@@ -4,7 +4,7 @@ The controls: the samples of each posterior pulled together to a quarter of thei
 (2.7 Å) is too short to see what the teacher sees. The teacher's values come from longer runs than the quickstart's.
 
 The bins of one seed are few independent facts: a right posterior may by chance be so near the truth that a quarter of
-its width covers, too. A control therefore fails as a whole, over all seeds, and need not fail for each of them.
+its width covers, too. A control therefore has to fail for most seeds and on average, not for each of them.
 """
 
 import argparse
@@ -128,18 +128,14 @@ def passed(seeds: list[dict], together: dict) -> bool:
     """Whether the bars hold.
 
     Both posteriors cover 90 % of the bins, energy and pressure for every seed, and agree; half of the bins are
-    resolved. Every control fails this very test, and covers less than 75 % of the bins on average.
+    resolved. Every control covers less than 90 % of the bins for most seeds, and less than 75 % of all.
     """
-
-    def covered(name: str) -> float:
-        return min(numbers.get(f"{name}_{k}", 0) for numbers in seeds for k in ("bins", "energy", "pressure"))
-
-    agree = min(numbers.get("posteriors_overlap", 0) for numbers in seeds)
+    wanted = [f"{n}_{k}" for n in POSTERIORS for k in ("bins", "energy", "pressure")] + ["posteriors_overlap"]
+    covered = min(numbers.get(k, 0) for numbers in seeds for k in wanted)
     clear = min(together[f"{n}_resolved"] for n in POSTERIORS)
-    worst = max(covered(n) for n in CONTROLS)
+    caught = min(np.mean([numbers.get(f"{n}_bins", 1) < 0.9 for numbers in seeds]) for n in CONTROLS)
     average = max(together[f"{n}_bins"] for n in CONTROLS)
-    good = min(agree, *(covered(n) for n in POSTERIORS)) >= 0.9 and clear >= 0.5
-    return good and worst < 0.9 and average < 0.75
+    return bool(covered >= 0.9 and clear >= 0.5 and caught > 0.5 and average < 0.75)
 
 
 def _short_cutoff(seed: int, material, s) -> dict:
