@@ -17,7 +17,7 @@ from tests.benchmarks.common import report
 
 NOISE = bp.Noise(0.001, 0.1, learn="fixed")  # only weights here: about the validated errors, which the members reach
 CUTOFF, HIDDEN, STEPS, BATCH = 6.0, (64, 64), 4000, 4
-BURN_IN, DRAWS, THIN = 1000, 4, 100
+BURN_IN, DRAWS, THIN = 600, 8, 100
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     trained = time.perf_counter() - begin
     target = bp.force_matching(potential, train, bp.scaled_normal(1.0), NOISE)
     chains = bp.healthy(ensemble).params
-    step_size = bp.polynomial(3e-5, 1e-5, BURN_IN)
+    step_size = bp.polynomial(1e-5, 3e-6, BURN_IN)
     psgld = bp.infer(
         keys[2], bp.sgld(target, step_size, preconditioner=bp.rms(freeze_after=BURN_IN)), chains, train,
         steps=BURN_IN + DRAWS * THIN, burn_in=BURN_IN, thin=THIN,
