@@ -158,7 +158,8 @@ def _integrators() -> ModuleType:
 
     The package imports networks, symbolic algebra and rigid bodies, which takes seconds, longer than many a simulation.
     An empty package of the same place stands for it while the module is loaded, and is removed afterwards, so
-    that ``import jax_md`` elsewhere gives the whole.
+    that ``import jax_md`` elsewhere gives the whole. The classes of that are others than those of our states, which
+    cannot be pickled for it; and a thread that imports jax-md at this very moment would get the empty package.
     """
     if "jax_md" in sys.modules:
         return importlib.import_module("jax_md.simulate")

@@ -10,12 +10,14 @@ its width covers, too. A control therefore has to fail for most seeds and on ave
 import argparse
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import bayespot as bp
 from bayespot import units
 from bayespot.quickstart import (
     FULL,
+    Material,
     Settings,
     consequences,
     ensemble_posterior,
@@ -94,7 +96,7 @@ def one_seed(seed: int, s: Settings, true: dict[str, np.ndarray]) -> dict:
         drawn = {n: shrunk(p.observed[n]) for n in p.intervals}
         intervals[f"shrunk_{name.replace(' ', '_')}"] = {n: bp.interval(o, failed="drop") for n, o in drawn.items()}
     intervals["short_cutoff"] = _short_cutoff(seed, material, s)
-    numbers = {}
+    numbers: dict = {"mean_label_error_energy": label_error(material, s)}
     for name, found in intervals.items():
         if not found:
             numbers[f"{name}_without_stable_samples"] = True
@@ -107,6 +109,15 @@ def one_seed(seed: int, s: Settings, true: dict[str, np.ndarray]) -> dict:
         numbers["posteriors_overlap"] = overlap(*(p.intervals for p in posteriors.values()), true)
     report("coverage", seed=seed, **numbers)
     return numbers
+
+
+def label_error(material: Material, s: Settings) -> float:
+    """Mean error of the energies that all members learn from, in standard errors: beyond 2 an interval should miss."""
+    train, teacher = material.train, material.teacher
+    systems = [jax.tree.map(lambda x, n=n: jnp.asarray(x[n]), train.system) for n in range(len(train))]
+    exact = bp.label(teacher, teacher.init(jax.random.key(0)), systems, s.cutoff)
+    error = (np.asarray(train.energy) - np.asarray(exact.energy)) / train.atom_counts
+    return float(error.mean() / (s.energy_noise / len(train) ** 0.5))
 
 
 def mean(seeds: list[dict], name: str) -> float:
@@ -138,7 +149,7 @@ def passed(seeds: list[dict], together: dict) -> bool:
     return bool(covered >= 0.9 and clear >= 0.5 and caught > 0.5 and average < 0.75)
 
 
-def _short_cutoff(seed: int, material, s) -> dict:
+def _short_cutoff(seed: int, material: Material, s: Settings) -> dict:
     train, run = jax.random.split(jax.random.fold_in(jax.random.key(seed), 99))
     potential = bp.add(bp.repulsion(cutoff=2.7), bp.descriptor_mlp(material.train, cutoff=2.7))
     noise = bp.Noise(energy=s.energy_noise, forces=s.force_noise, stress=s.stress_noise)
