@@ -124,7 +124,7 @@ def _inflation(blocks: np.ndarray) -> float:
     ratio = _von_neumann(blocks)
     if b < 3 or not np.isfinite(ratio).any():
         return 1.0
-    ratio = min(float(np.nanmean(ratio)), 0.4 * b)
+    ratio = min(float(np.nanmean(ratio)), 0.4 * b)  # the pole of ρ lies at B/2
     common = 2.0 * (1.0 - 1.0 / b) * np.clip((1.0 - ratio) / (1.0 - 2.0 * ratio / b), -1 / 3, 1 / 2)
     return (1.0 + common) / (1.0 - common / (r * b - 1))
 
