@@ -21,14 +21,13 @@ class Settings(NamedTuple):
     """Sizes of the quickstart; energies in eV, lengths in Å, times in ps, temperatures in K."""
 
     cutoff: float = 4.2  # the teacher sees 3.77 Å
-    file_cutoff: float = 5.0  # the same for frames from files
     cells: int = 2
     teacher_temperatures: tuple[float, ...] = (300.0, 1200.0)
     frames: int = 14  # at each temperature
     spacing: int = 100
     energy_noise: float = 0.005
-    force_noise: float = 0.2
-    stress_noise: float = 0.001
+    force_noise: float = 0.25
+    stress_noise: float = 0.00125
     members: int = 8
     ensemble_steps: int = 1200
     file_steps: int = 4000  # the same for frames from files, which are more and more diverse
@@ -39,15 +38,16 @@ class Settings(NamedTuple):
     thin: int = 60
     simulated: int = 4  # every fourth draw of a chain is simulated; the others serve R-hat and ESS of predictions
     temperature: float = 600.0
-    time_step: float = 0.003
-    run: float = 36.0
+    time_step: float = 0.004
+    run: float = 48.0
     equilibration: float = 1.0
     runs: int = 16
-    every: int = 20
-    truth: float = 288.0
+    every: int = 8
+    friction: float = 50.0  # [1/ps]; a run that forgets quickly gives precise averages
+    truth: float = 384.0
     truth_runs: int = 2
-    first_step: float = 2e-5
-    last_step: float = 5e-6  # larger ones make the spread along stiff directions, the stress, far too wide
+    first_step: float = 3e-5
+    last_step: float = 8e-6  # larger ones make the spread along stiff directions, the stress, far too wide
 
     @property
     def frames_kept(self) -> int:
@@ -56,9 +56,10 @@ class Settings(NamedTuple):
 
 
 FULL = Settings()
+FILES = {"cutoff": 5.0, "friction": 10.0, "first_step": 1e-5, "last_step": 3e-6}  # liquids diffuse, labels are precise
 FAST = Settings(  # the teacher's runs are shaped like those of the samples: what was compiled serves again
-    spacing=50, members=6, ensemble_steps=150, file_steps=150, chains=3, draws=8, burn_in=100, thin=8,
-    run=0.72, equilibration=0.2, runs=12, truth=8.64, truth_runs=12,
+    spacing=50, members=4, ensemble_steps=200, file_steps=200, chains=2, draws=8, burn_in=80, thin=8,
+    run=0.96, equilibration=0.4, runs=8, truth=7.68, truth_runs=8,
 )  # fmt: skip
 
 
@@ -82,15 +83,19 @@ def silicon(cells: int) -> bp.System:
     return bp.from_ase(bulk("Si", "diamond", a=5.431, cubic=True) * (cells, cells, cells))
 
 
+def langevin(s: Settings, kelvin: float) -> bp.Ensemble:
+    """The thermostat of all simulations."""
+    return bp.nvt_langevin(kT=kelvin * units.kB, dt=s.time_step * units.ps, gamma=s.friction / units.ps)
+
+
 def teacher_material(key: Key, s: Settings, progress: bool) -> Material:
     """Frames of Stillinger–Weber silicon at two temperatures; all labels carry Gaussian noise of known size."""
     teacher, crystal = bp.stillinger_weber(14), silicon(s.cells)
     params = teacher.init(key)
     systems = []
     for n, kelvin in enumerate(s.teacher_temperatures):
-        ensemble = bp.nvt_langevin(kT=kelvin * units.kB, dt=s.time_step * units.ps)
         run = bp.simulate(
-            jax.random.fold_in(key, n), teacher, params, crystal, ensemble,
+            jax.random.fold_in(key, n), teacher, params, crystal, langevin(s, kelvin),
             steps=s.frames * s.spacing, every=s.spacing, equilibration=10 * s.spacing, progress=progress,
         )  # fmt: skip
         systems += [jax.tree.map(lambda x, t=t: jnp.asarray(x[t]), run.frames.system) for t in range(s.frames)]
@@ -266,7 +271,7 @@ def quickstart(
         material = teacher_material(keys[0], s, progress)
         noise = bp.Noise(energy=s.energy_noise, forces=s.force_noise, stress=s.stress_noise)
     else:
-        s = s._replace(ensemble_steps=s.file_steps, cutoff=s.file_cutoff)
+        s = s._replace(ensemble_steps=s.file_steps, **FILES)
         material = file_material(keys[0], s, data, test)
         s = paced(s, material.start)
         stress = 0.002 if bool(material.train.has_stress.any()) else None
@@ -277,7 +282,7 @@ def quickstart(
     samples = {"deep ensemble": ensemble_posterior(keys[1], target, material, s, progress)}
     samples["pSGLD"] = sgld_posterior(keys[2], target, samples["deep ensemble"], material, s, progress)
     measured = observables(s, material.start)
-    thermostat = bp.nvt_langevin(kT=s.temperature * units.kB, dt=s.time_step * units.ps)
+    thermostat = langevin(s, s.temperature)
     true = None
     if material.teacher is not None:
         true = truth(keys[3], material.teacher, material.start, thermostat, s, measured, progress)

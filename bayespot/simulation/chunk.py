@@ -48,23 +48,17 @@ class Check:
     late: Array
 
 
-def starter(potential: Potential, ensemble: Ensemble, neighbors: NeighborList, batch_size: int) -> Callable:
-    """``(key, runs, params, system) → runs`` with initial states, each from its own key; traceable."""
-    force = forces(potential)
+def starter(ensemble: Ensemble, batch_size: int) -> Callable:
+    """``(key, runs, system) → runs`` with initial states, each from its own key; traceable."""
 
-    def batch(runs: Run, params: PyTree, system: System, key: Key) -> Run:
-        listed = neighbors.update(system)[0]
-
-        def begin(run: Run, p: PyTree):
-            def at(position):
-                return force(p, replace(system, position=position), listed)
-
+    def batch(runs: Run, system: System, key: Key) -> Run:
+        def begin(run: Run):
             own = jax.random.fold_in(jax.random.fold_in(key, run.sample), run.replica)
-            return replace(run, state=ensemble.init(own, lambda x, **_: at(x), system))
+            return replace(run, state=ensemble.init(own, system))
 
-        return each(begin, batch_size)(runs, take(params, runs.sample))
+        return each(begin, batch_size)(runs)
 
-    return lambda key, runs, params, system: over_batches(batch, runs, params, system, key, batch_size=batch_size)
+    return lambda key, runs, system: over_batches(batch, runs, system, key, batch_size=batch_size)
 
 
 def stepper(
@@ -149,24 +143,29 @@ def chunk(
         params = take(params, runs.sample)
         open_, step = functions(params, system, lookahead)
 
-        def look(p, state, listed) -> dict:
-            energy, _, stress = evaluate(p, replace(system, position=state.position), listed)
-            return {"position": state.position, "velocity": state.velocity, "energy": energy, "stress": stress}
+        def look(p, state, listed) -> tuple[dict, Array]:
+            energy, force, stress = evaluate(p, replace(system, position=state.position), listed)
+            seen = {"position": state.position, "velocity": state.velocity, "energy": energy, "stress": stress}
+            return seen, force
 
         def frame(number, carry_and_recorded):
             carry, recorded = carry_and_recorded
-            start = first + number * every
-            carry = jax.lax.fori_loop(start + 1, start + every + 1, step, carry)
+            begin, end = first + jnp.maximum(number - 1, 0) * every, first + number * every
+            carry = jax.lax.fori_loop(begin + 1, end + 1, step, carry)
             runs = carry["runs"]
-            seen = each(look, batch_size)(params, runs.state, carry["listed"])
+            seen, force = each(look, batch_size)(params, runs.state, carry["listed"])
+            state = replace(runs.state, force=jnp.where(end == 0, force, runs.state.force))
             lost = (runs.failed < 0) & ~jnp.isfinite(seen["energy"])
-            carry["runs"] = replace(runs, failed=jnp.where(lost, start + every, runs.failed))
-            return carry, jax.tree.map(lambda all_, one: all_.at[number].set(one), recorded, seen)
+            carry["runs"] = replace(runs, state=state, failed=jnp.where(lost, end, runs.failed))
+            slot = jnp.where(number == 0, frames, number - 1)  # out of bounds, not recorded
+            return carry, jax.tree.map(lambda all_, one: all_.at[slot].set(one, mode="drop"), recorded, seen)
 
+        # The configuration before the first step is looked at, too: a new run gets its forces there. To compute them
+        # elsewhere would mean to compile them once more, which takes longer than many a run.
         carry = open_(runs)
-        shapes = jax.eval_shape(each(look, batch_size), params, runs.state, carry["listed"])
+        shapes, _ = jax.eval_shape(each(look, batch_size), params, runs.state, carry["listed"])
         empty = jax.tree.map(lambda s: jnp.full((frames, *s.shape), jnp.nan, s.dtype), shapes)
-        carry, recorded = jax.lax.fori_loop(0, count, frame, (carry, empty))
+        carry, recorded = jax.lax.fori_loop(0, count + 1, frame, (carry, empty))
         check = Check(jnp.tile(carry["needed"], (batch_size, 1)), jnp.tile(carry["late"], batch_size))
         return carry["runs"], jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), recorded), check
 

@@ -27,7 +27,7 @@ class Ensemble(NamedTuple):
     """A statistical ensemble.
 
     Attributes:
-        init: ``(key, forces, system) → state`` with new velocities; traceable.
+        init: ``(key, system) → state`` with new velocities and zero forces, which the simulation fills in; traceable.
         step: ``(forces, state) → state``, one time step; traceable. A state has at least the attributes ``position``,
             ``momentum``, ``velocity``, ``force`` ``(N, 3)`` and ``mass (N, 1)``.
         degrees: of freedom that share the thermal energy, as a function of the number of atoms.
@@ -36,7 +36,7 @@ class Ensemble(NamedTuple):
         spec: name and arguments, writable as JSON.
     """
 
-    init: Callable[[Key, Forces, System], PyTree]
+    init: Callable[[Key, System], PyTree]
     step: Callable[[Forces, PyTree], PyTree]
     degrees: Callable[[int], int]
     dt: float
@@ -75,9 +75,9 @@ def nve(dt: float, kT: float = 0.0) -> Ensemble:
     def integrator(forces):
         return _integrators().nve(forces, _shift, dt)
 
-    def init(key, forces, system):
+    def init(key, system):
         mass, p = _start(key, system, kT)
-        return integrator(forces)[0](key, system.position, kT, mass=mass, momenta=p)
+        return integrator(_unknown)[0](key, system.position, kT, mass=mass, momenta=p)
 
     return Ensemble(init, _stepper(integrator), _without_translation, dt, kT, {"name": "nve", "dt": dt, "kT": kT})
 
@@ -105,10 +105,10 @@ def nvt_langevin(kT: float, dt: float, gamma: float = 0.1) -> Ensemble:
     def integrator(forces):
         return _integrators().nvt_langevin(forces, _shift, dt, kT, gamma)
 
-    def init(key, forces, system):
+    def init(key, system):
         velocities, noise = jax.random.split(key)
         mass, p = _start(velocities, system, kT)
-        return integrator(forces)[0](noise, system.position, mass=mass, momenta=p)
+        return integrator(_unknown)[0](noise, system.position, mass=mass, momenta=p)
 
     spec = {"name": "nvt_langevin", "kT": kT, "dt": dt, "gamma": gamma}
     return Ensemble(init, _stepper(integrator), lambda n: 3 * n, dt, kT, spec)
@@ -140,11 +140,11 @@ def nvt_nose_hoover(kT: float, dt: float, tau: float | None = None, chain_length
     def integrator(forces):
         return _integrators().nvt_nose_hoover(forces, _shift, dt, kT, chain_length=chain_length, tau=tau)
 
-    def init(key, forces, system):
+    def init(key, system):
         mass, p = _start(key, system, kT)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Explicitly requested dtype")
-            state = integrator(forces)[0](key, system.position, mass=mass, momenta=p)
+            state = integrator(_unknown)[0](key, system.position, mass=mass, momenta=p)
         degrees = _without_translation(system.position.shape[0])
         return state.set(chain=state.chain.set(degrees_of_freedom=degrees))
 
@@ -190,6 +190,11 @@ def _start(key: Key, system: System, kT: float) -> tuple[Array, Array]:
     """Masses ``(N, 1)`` and Maxwell–Boltzmann momenta in the precision of the positions."""
     mass = masses(system.species)[:, None].astype(system.position.dtype)
     return mass, momenta(key, mass, kT)
+
+
+def _unknown(position: jax.Array, **_) -> jax.Array:
+    """No forces yet."""
+    return jnp.zeros_like(position)
 
 
 def _shift(position: jax.Array, change: jax.Array, **_) -> jax.Array:

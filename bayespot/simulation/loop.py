@@ -103,7 +103,7 @@ def run(
         facts = [potential.spec, ensemble.spec, plan._asdict()]
         store = open_checkpoint(checkpoint, fingerprint(key, (params, start), facts))
     neighbors = neighbor_list(start, potential.cutoff, plan.skin)
-    runs = _begin(key, potential, params, start, ensemble, plan, neighbors)
+    runs = _begin(key, start, ensemble, plan)
     limits = {"capacity": np.asarray(neighbors.capacity), "lookahead": np.float64(1.0)}
     done, runs, limits = _resumed(store, runs, limits)
     recorded = []
@@ -145,12 +145,10 @@ def _checked(start: System, potential: Potential) -> System:
     return replace(start, position=start.position[real], species=start.species[real])
 
 
-def _begin(key, potential, params, start, ensemble, plan: Plan, neighbors) -> Run:
-    samples = plan.samples
-    sample, replica = np.divmod(np.arange(samples * plan.replicas, dtype=np.int32), np.int32(plan.replicas))
+def _begin(key: Key, start: System, ensemble: Ensemble, plan: Plan) -> Run:
+    sample, replica = np.divmod(np.arange(plan.samples * plan.replicas, dtype=np.int32), np.int32(plan.replicas))
     runs = Run(jnp.asarray(sample), jnp.asarray(replica), {}, jnp.full(len(sample), -1, jnp.int32))
-    facts = _facts(potential, ensemble, start, plan, neighbors.capacity)
-    return _starter(*facts, plan.batch_size)(key, runs, params, start)
+    return _starter(ensemble._replace(spec=()), plan.batch_size)(key, runs, start)
 
 
 def _compiled(potential: Potential, start: System, ensemble: Ensemble, plan: Plan, limits: dict) -> Callable:
@@ -169,9 +167,9 @@ def _facts(potential: Potential, ensemble: Ensemble, start: System, plan: Plan, 
 
 
 @lru_cache(maxsize=8)
-def _starter(atom_energies, cutoff, ensemble, list_, batch_size) -> Callable:
+def _starter(ensemble: Ensemble, batch_size: int) -> Callable:
     """The compiled ``starter``: the same for the same facts."""
-    return jax.jit(starter(*_rebuilt(atom_energies, cutoff, ensemble, list_), batch_size))
+    return jax.jit(starter(ensemble, batch_size))
 
 
 @lru_cache(maxsize=8)

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import bayespot as bp
-from bayespot import units
 from bayespot.quickstart import (
     FULL,
     Material,
     Settings,
     consequences,
     ensemble_posterior,
+    langevin,
     observables,
     quickstart,
     teacher_material,
@@ -80,12 +80,9 @@ def long_truth(s: Settings) -> dict[str, np.ndarray]:
     material = teacher_material(jax.random.fold_in(key, 0), s, True)
     measured = observables(s, material.start)
     s = s._replace(truth=6 * s.truth)
-    return truth(jax.random.fold_in(key, 1), material.teacher, material.start, thermostat(s), s, measured, True)
-
-
-def thermostat(s: Settings) -> bp.Ensemble:
-    """That of the quickstart."""
-    return bp.nvt_langevin(kT=s.temperature * units.kB, dt=s.time_step * units.ps)
+    return truth(
+        jax.random.fold_in(key, 1), material.teacher, material.start, langevin(s, s.temperature), s, measured, True
+    )
 
 
 def one_seed(seed: int, s: Settings, true: dict[str, np.ndarray]) -> dict:
@@ -96,7 +93,7 @@ def one_seed(seed: int, s: Settings, true: dict[str, np.ndarray]) -> dict:
         drawn = {n: shrunk(p.observed[n]) for n in p.intervals}
         intervals[f"shrunk_{name.replace(' ', '_')}"] = {n: bp.interval(o, failed="drop") for n, o in drawn.items()}
     intervals["short_cutoff"] = _short_cutoff(seed, material, s)
-    numbers: dict = {"mean_label_error_energy": label_error(material, s)}
+    numbers: dict = label_errors(material, s)
     for name, found in intervals.items():
         if not found:
             numbers[f"{name}_without_stable_samples"] = True
@@ -111,13 +108,16 @@ def one_seed(seed: int, s: Settings, true: dict[str, np.ndarray]) -> dict:
     return numbers
 
 
-def label_error(material: Material, s: Settings) -> float:
-    """Mean error of the energies that all members learn from, in standard errors: beyond 2 an interval should miss."""
+def label_errors(material: Material, s: Settings) -> dict[str, float]:
+    """Mean errors of the labels that all samples learn from, in standard errors: far beyond 2 intervals should miss."""
     train, teacher = material.train, material.teacher
     systems = [jax.tree.map(lambda x, n=n: jnp.asarray(x[n]), train.system) for n in range(len(train))]
     exact = bp.label(teacher, teacher.init(jax.random.key(0)), systems, s.cutoff)
-    error = (np.asarray(train.energy) - np.asarray(exact.energy)) / train.atom_counts
-    return float(error.mean() / (s.energy_noise / len(train) ** 0.5))
+    energy = (np.asarray(train.energy) - np.asarray(exact.energy)) / train.atom_counts / s.energy_noise
+    stress = np.asarray(train.stress) - np.asarray(exact.stress)
+    pressure = -np.trace(stress, axis1=1, axis2=2) / 3**0.5 / s.stress_noise
+    errors = {"energy": energy, "pressure": pressure}
+    return {f"mean_label_error_{k}": float(x.sum() / len(train) ** 0.5) for k, x in errors.items()}
 
 
 def mean(seeds: list[dict], name: str) -> float:
@@ -156,7 +156,7 @@ def _short_cutoff(seed: int, material: Material, s: Settings) -> dict:
     target = bp.force_matching(potential, material.train, bp.scaled_normal(1.0), noise)
     samples = ensemble_posterior(train, target, material, s, True)
     measured = observables(s, material.start)
-    return consequences(run, potential, samples, material, thermostat(s), s, measured, True).intervals
+    return consequences(run, potential, samples, material, langevin(s, s.temperature), s, measured, True).intervals
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """``propagate`` over 8 posterior samples against eight single simulations: time and memory.
 
 Both sides have one device: with one per core, ``propagate`` would also win by using them all. Memory is told twice: the
-largest resident memory of a process that makes the runs, and the arrays of the compiled program alone, where the
-parameters, states and frames of eight samples are counted but nothing that all processes have.
+largest resident memory of a process that makes the runs, and the arrays of the compiled program alone: what it works
+with, and that together with what goes in and comes out, the parameters, states and frames of all samples.
 """
 
 import argparse
@@ -23,17 +23,18 @@ SAMPLES, STEPS = 8, 1000
 jax.config.update("jax_num_cpu_devices", 1)
 
 
-def memory(potential, params, start, ensemble, samples: int, batch_size: int) -> int:
-    """Memory [bytes] of a compiled chunk for so many samples: temporary, arguments and results."""
+def memory(potential, params, start, ensemble, samples: int) -> np.ndarray:
+    """Memory [bytes] of a compiled chunk for so many samples: what it works with, and with arguments and results."""
     many = jax.tree.map(lambda x: jnp.broadcast_to(x, (samples, *x.shape)), params)
     neighbors = neighbor_list(start, potential.cutoff, 0.4)
     number = jnp.arange(samples, dtype=jnp.int32)
     runs = Run(number, jnp.zeros_like(number), {}, jnp.full(samples, -1, jnp.int32))
-    runs = starter(potential, ensemble, neighbors, batch_size)(jax.random.key(0), runs, many, start)
-    program = chunk(potential, ensemble, neighbors, skin=0.4, max_kT=1.0, frames=10, batch_size=batch_size)
+    runs = starter(ensemble, 1)(jax.random.key(0), runs, start)
+    program = chunk(potential, ensemble, neighbors, skin=0.4, max_kT=1.0, frames=10, batch_size=1)
     numbers = [np.int32(0), np.int32(10), np.int32(100), np.float32(1)]
     used = jax.jit(program).lower(runs, many, start, *numbers).compile().memory_analysis()
-    return used.temp_size_in_bytes + used.argument_size_in_bytes + used.output_size_in_bytes
+    work = used.temp_size_in_bytes
+    return np.array([work, work + used.argument_size_in_bytes + used.output_size_in_bytes])
 
 
 def resident(samples: int) -> float:
@@ -80,7 +81,12 @@ def main() -> None:
             "propagate": lambda: bp.propagate(key, potential, many, start, ensemble, **options).frames.energy,
         }
     )
-    one, eight, batched = (memory(potential, params, start, ensemble, *s) for s in ((1, 1), (SAMPLES, 1), (SAMPLES, 8)))
+    programs = {}
+    for atoms, system in ((64, start), (512, jax.tree.map(lambda x: x[0], frames(1, cells=4).system))):
+        one = memory(potential, params, system, ensemble, 1)
+        work, whole = memory(potential, params, system, ensemble, SAMPLES) / one
+        programs |= {f"program_{atoms}_one_run_MB": one[1] / 1e6}
+        programs |= {f"program_{atoms}_work_over_one_run": work, f"program_{atoms}_over_one_run": whole}
     single = resident(1)
     report(
         "propagation",
@@ -88,9 +94,7 @@ def main() -> None:
         propagate_over_single_runs=times["propagate"] / times["single"],
         resident_memory_over_one_run=resident(SAMPLES) / single,
         resident_memory_one_run_MB=single,
-        program_over_one_run=eight / one,
-        program_over_one_run_batch_8=batched / one,
-        program_one_run_MB=one / 1e6,
+        **programs,
     )
 
 
