@@ -35,10 +35,10 @@ def _quickstart(chosen: argparse.Namespace) -> int:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
     from bayespot import report
     from bayespot.errors import FailedSamples
-    from bayespot.quickstart import FAST, FULL, quickstart
+    from bayespot.quickstart import FAST, FAST_FILES, FILES, FULL, quickstart
 
     begin = time.perf_counter()
-    settings = FAST if chosen.fast else FULL
+    settings = (FULL, FAST, FILES, FAST_FILES)[chosen.fast + 2 * (chosen.data is not None)]
     try:
         material, posteriors, true = quickstart(
             chosen.seed, settings, data=chosen.data, test=chosen.test, progress=not chosen.quiet

@@ -14,6 +14,8 @@ from bayespot.cli import main
 from bayespot.errors import Status
 from bayespot.quickstart import (
     FAST,
+    FAST_FILES,
+    FILES,
     FULL,
     Settings,
     ensemble_posterior,
@@ -91,9 +93,10 @@ def test_files_with_light_atoms_get_a_shorter_time_step_and_as_many_steps():
     assert light.time_step == pytest.approx(4e-4 * 1.008**0.5)
     assert (light.frames_kept, light.run / light.time_step) == (s.frames_kept, pytest.approx(s.run / s.time_step))
     assert heavy == s
+    assert light.equilibration == s.equilibration  # memory is lost in times, not in steps
 
 
-@pytest.mark.parametrize("s", [FULL, FAST, TINY])
+@pytest.mark.parametrize("s", [FULL, FAST, FILES, FAST_FILES, TINY])
 def test_blocks_of_the_runs_are_longer_than_the_longest_lag_of_the_displacements(s):
     assert s.frames_kept // 4 > max(2, s.frames_kept // 10)
 

@@ -133,7 +133,8 @@ def chunk(
     """A chunk of all runs: ``(runs, params, system, first, count, every, lookahead) → runs, recorded, check``.
 
     Traceable. ``count ≤ frames`` frames are recorded, each after ``every`` steps; both are ordinary arrays, so that one
-    compilation serves equilibration and every chunk. ``first`` is the number of steps made before. ``recorded`` is
+    compilation serves equilibration and every chunk. ``first`` is the number of steps made before; at 0 the states do
+    not know their forces yet, and get them. ``recorded`` is
     a dictionary of position, velocity, energy and stress, ``(n, frames, ...)``.
     """
     functions = stepper(potential, ensemble, neighbors, skin, max_kT, batch_size)
@@ -150,8 +151,8 @@ def chunk(
 
         def frame(number, carry_and_recorded):
             carry, recorded = carry_and_recorded
-            begin, end = first + jnp.maximum(number - 1, 0) * every, first + number * every
-            carry = jax.lax.fori_loop(begin + 1, end + 1, step, carry)
+            end = first + number * every
+            carry = jax.lax.fori_loop(jnp.maximum(end - every, first) + 1, end + 1, step, carry)
             runs = carry["runs"]
             seen, force = each(look, batch_size)(params, runs.state, carry["listed"])
             state = replace(runs.state, force=jnp.where(end == 0, force, runs.state.force))
@@ -160,12 +161,12 @@ def chunk(
             slot = jnp.where(number == 0, frames, number - 1)  # out of bounds, not recorded
             return carry, jax.tree.map(lambda all_, one: all_.at[slot].set(one, mode="drop"), recorded, seen)
 
-        # The configuration before the first step is looked at, too: a new run gets its forces there. To compute them
-        # elsewhere would mean to compile them once more, which takes longer than many a run.
+        # A new run is looked at before its first step, too, and gets its forces there. To compute them elsewhere would
+        # mean to compile them once more, which takes longer than many a run.
         carry = open_(runs)
         shapes, _ = jax.eval_shape(each(look, batch_size), params, runs.state, carry["listed"])
         empty = jax.tree.map(lambda s: jnp.full((frames, *s.shape), jnp.nan, s.dtype), shapes)
-        carry, recorded = jax.lax.fori_loop(0, count + 1, frame, (carry, empty))
+        carry, recorded = jax.lax.fori_loop(jnp.minimum(first, 1), count + 1, frame, (carry, empty))
         check = Check(jnp.tile(carry["needed"], (batch_size, 1)), jnp.tile(carry["late"], batch_size))
         return carry["runs"], jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), recorded), check
 

@@ -28,7 +28,7 @@ class Ensemble(NamedTuple):
 
     Attributes:
         init: ``(key, system) → state`` with new velocities and zero forces, which the simulation fills in; traceable.
-        step: ``(forces, state) → state``, one time step; traceable. A state has at least the attributes ``position``,
+        step: ``(forces, state) → state``, one time step; traceable. A state is a dataclass with at least ``position``,
             ``momentum``, ``velocity``, ``force`` ``(N, 3)`` and ``mass (N, 1)``.
         degrees: of freedom that share the thermal energy, as a function of the number of atoms.
         dt: time step [internal time unit, see ``units.fs``].

@@ -13,7 +13,7 @@ from bayespot.batching import default_batch_size
 from bayespot.checkpoint import checkpoint as open_checkpoint
 from bayespot.checkpoint import fingerprint
 from bayespot.errors import Status
-from bayespot.potentials.neighbor_list import NeighborList, larger, neighbor_list
+from bayespot.potentials.neighbor_list import larger, neighbor_list
 from bayespot.potentials.potential import Potential
 from bayespot.records.system import System
 from bayespot.records.trajectory import Frame, Trajectory
@@ -154,36 +154,29 @@ def _begin(key: Key, start: System, ensemble: Ensemble, plan: Plan) -> Run:
 def _compiled(potential: Potential, start: System, ensemble: Ensemble, plan: Plan, limits: dict) -> Callable:
     """The jitted chunk for these capacities."""
     capacity = (int(limits["capacity"][0]), int(limits["capacity"][1]))
-    frames = min(plan.chunk, plan.steps) // plan.every
-    facts = _facts(potential, ensemble, start, plan, capacity)
-    return _program(*facts, max_kT=plan.max_kT, frames=frames, batch_size=plan.batch_size)
-
-
-def _facts(potential: Potential, ensemble: Ensemble, start: System, plan: Plan, capacity: tuple[int, int]) -> tuple:
-    """What the compiled programs depend on; hashable."""
     box = tuple(map(tuple, np.asarray(start.box).tolist()))
     list_ = (len(start.species), box, plan.skin, capacity)
-    return potential.atom_energies, potential.cutoff, ensemble._replace(spec=()), list_
+    frames = min(plan.chunk, plan.steps) // plan.every
+    facts = potential.atom_energies, potential.cutoff, ensemble._replace(spec=()), list_
+    return _program(*facts, max_kT=plan.max_kT, frames=frames, batch_size=plan.batch_size)
 
 
 @lru_cache(maxsize=8)
 def _starter(ensemble: Ensemble, batch_size: int) -> Callable:
-    """The compiled ``starter``: the same for the same facts."""
+    """The compiled ``starter``: the same for the same ensemble."""
     return jax.jit(starter(ensemble, batch_size))
 
 
 @lru_cache(maxsize=8)
 def _program(atom_energies, cutoff, ensemble, list_, *, max_kT, frames, batch_size) -> Callable:
     """The same program for the same facts, so that a second call with this potential does not compile again."""
-    rebuilt = _rebuilt(atom_energies, cutoff, ensemble, list_)
-    return jax.jit(chunk(*rebuilt, skin=list_[2], max_kT=max_kT, frames=frames, batch_size=batch_size))
-
-
-def _rebuilt(atom_energies, cutoff, ensemble, list_) -> tuple[Potential, Ensemble, NeighborList]:
     atoms, box, skin, capacity = list_
     shape = System(np.zeros((atoms, 3)), np.ones(atoms, np.int32), np.asarray(box))
     potential = Potential(lambda key: {}, atom_energies, cutoff, (), {})
-    return potential, ensemble, neighbor_list(shape, cutoff, skin, capacity)
+    neighbors = neighbor_list(shape, cutoff, skin, capacity)
+    return jax.jit(
+        chunk(potential, ensemble, neighbors, skin=skin, max_kT=max_kT, frames=frames, batch_size=batch_size)
+    )
 
 
 def _pieces(plan: Plan) -> list[tuple[int, int, int]]:

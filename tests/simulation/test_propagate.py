@@ -169,13 +169,15 @@ def test_an_unstable_sample_leaves_the_others_alone(runs):
     assert (caught.value.trajectories.status[[0, 2]] == Status.OK).all()
 
 
-def test_a_nan_is_found_at_the_first_step():
+@pytest.mark.parametrize("equilibration", [0, 3])
+def test_a_nan_is_found_at_once(equilibration):
     params = {"sigma": jnp.array(3.4), "epsilon": jnp.array(jnp.nan)}
-    run = simulate(jax.random.key(0), POTENTIAL, params, argon(), ENSEMBLE, throw=False, **OPTIONS)
+    options = OPTIONS | {"equilibration": equilibration}
+    run = simulate(jax.random.key(0), POTENTIAL, params, argon(), ENSEMBLE, throw=False, **options)
     assert int(run.status) == Status.UNSTABLE
     assert float(run.valid_until) == 0
     with pytest.raises(FailedSamples, match="became unstable at t ="):
-        simulate(jax.random.key(0), POTENTIAL, params, argon(), ENSEMBLE, **OPTIONS)
+        simulate(jax.random.key(0), POTENTIAL, params, argon(), ENSEMBLE, **options)
 
 
 def test_failed_samples_are_refused():
