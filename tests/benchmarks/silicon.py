@@ -16,7 +16,8 @@ import bayespot as bp
 from tests.benchmarks.common import report
 
 NOISE = bp.Noise(0.001, 0.1, learn="fixed")  # only weights here: about the validated errors, which the members reach
-CUTOFF, HIDDEN, STEPS, BATCH = 6.0, (64, 64), 4000, 4
+PRIOR = bp.scaled_normal(0.5)
+CUTOFF, HIDDEN, STEPS, BATCH = 6.0, (32, 32), 4000, 4
 BURN_IN, DRAWS, THIN = 600, 8, 100
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     potential = bp.add(bp.repulsion(cutoff=CUTOFF), bp.descriptor_mlp(train, cutoff=CUTOFF, hidden=HIDDEN))
     ensemble = bp.concatenate([_pair(key, potential, train) for key in jax.random.split(keys[1], 4)])
     trained = time.perf_counter() - begin
-    target = bp.force_matching(potential, train, bp.scaled_normal(1.0), NOISE)
+    target = bp.force_matching(potential, train, PRIOR, NOISE)
     chains = bp.healthy(ensemble).params
     step_size = bp.polynomial(1e-5, 3e-6, BURN_IN)
     psgld = bp.infer(
@@ -62,7 +63,7 @@ def _pair(key, potential, data):
     """Two members, energies and forces weighted by fixed noise scales, with their best validated parameters."""
     keys = jax.random.split(key, 3)
     train, validation = bp.split_by_group(keys[0], data, (0.875, 0.125))
-    target = bp.force_matching(potential, train, bp.flat(), NOISE)
+    target = bp.force_matching(potential, train, PRIOR, NOISE)
     optimiser = bp.muon(bp.cosine(8e-3, STEPS, warm_up=100))
     algorithm = bp.optimise(target, optimiser, validation=validation, every=200)
     return bp.infer(
