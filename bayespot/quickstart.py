@@ -37,7 +37,7 @@ class Settings(NamedTuple):
     thin: int = 60
     simulated: int = 4  # every fourth draw of a chain is simulated; the others serve R-hat and ESS of predictions
     temperature: float = 600.0
-    time_step: float = 0.004  # kinetic energies come out 2.5 % low, for the teacher and its pupils alike
+    time_step: float = 0.004  # kinetic energies come out some 2 % low, for the teacher and its pupils alike
     run: float = 48.0
     equilibration: float = 1.0
     runs: int = 16
