@@ -31,7 +31,8 @@ class Member(NamedTuple):
 
 
 def small_dimenet() -> Potential:
-    return dimenet((14, 8), cutoff=3.6, width=8, blocks=2, radial=3, angular=4, output_width=8, output_layers=1)
+    # One block compiles fastest; test_dimenet.py has more.
+    return dimenet((14, 8), cutoff=3.6, width=8, blocks=1, radial=3, angular=4, output_width=8, output_layers=1)
 
 
 def small_descriptor_mlp() -> Potential:
