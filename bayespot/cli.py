@@ -35,13 +35,13 @@ def _quickstart(chosen: argparse.Namespace) -> int:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
     from bayespot import report
     from bayespot.errors import FailedSamples
-    from bayespot.quickstart import FAST, FAST_FILES, FILES, FULL, quickstart
+    from bayespot.quickstart import FAST, FAST_FILES, quickstart
 
     begin = time.perf_counter()
-    settings = (FULL, FAST, FILES, FAST_FILES)[chosen.fast + 2 * (chosen.data is not None)]
+    fast = FAST if chosen.data is None else FAST_FILES
     try:
         material, posteriors, true = quickstart(
-            chosen.seed, settings, data=chosen.data, test=chosen.test, progress=not chosen.quiet
+            chosen.seed, fast if chosen.fast else None, data=chosen.data, test=chosen.test, progress=not chosen.quiet
         )
     except (ValueError, FailedSamples) as error:  # their messages say what to do
         print(f"bayespot: {error}", file=sys.stderr)

@@ -21,6 +21,8 @@ class Settings(NamedTuple):
     """Sizes of the quickstart; energies in eV, lengths in Å, times in ps, temperatures in K."""
 
     cutoff: float = 4.2  # the teacher sees 3.77 Å
+    channels: int = 8
+    hidden: tuple[int, ...] = (64, 64)
     cells: int = 2
     teacher_temperatures: tuple[float, ...] = (300.0, 1200.0)
     frames: int = 14  # at each temperature
@@ -136,7 +138,8 @@ def paced(s: Settings, start: bp.System) -> Settings:
 
 def model(material: Material, s: Settings) -> bp.Potential:
     """The potential that is learned: a fixed short-range repulsion plus a network."""
-    return bp.add(bp.repulsion(cutoff=s.cutoff), bp.descriptor_mlp(material.train, cutoff=s.cutoff))
+    network = bp.descriptor_mlp(material.train, cutoff=s.cutoff, channels=s.channels, hidden=s.hidden)
+    return bp.add(bp.repulsion(cutoff=s.cutoff), network)
 
 
 def ensemble_posterior(key: Key, target: bp.Target, material: Material, s: Settings, progress: bool):

@@ -30,18 +30,13 @@ from bayespot.tree import replace
 TINY = Settings(
     frames=40, spacing=20, members=8, ensemble_steps=400, chains=2, draws=8, simulated=2, burn_in=10, thin=3, runs=8,
     run=0.28, equilibration=0.02, every=5, truth=2.24, truth_runs=8, cells=1, force_noise=0.02, first_step=2e-5,
-    last_step=1e-5,
+    last_step=1e-5, channels=3, hidden=(16,),
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def results():
-    def model(material, s):
-        return bp.add(bp.repulsion(s.cutoff), bp.descriptor_mlp(material.train, s.cutoff, channels=3, hidden=(16,)))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bayespot.quickstart.model", model)  # compiles faster
-        return quickstart(3, TINY, progress=False)
+    return quickstart(3, TINY, progress=False)
 
 
 def test_the_whole_road_leaves_its_results(results, tmp_path):

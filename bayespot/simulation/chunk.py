@@ -134,8 +134,8 @@ def chunk(
 
     Traceable. ``count ≤ frames`` frames are recorded, each after ``every`` steps; both are ordinary arrays, so that one
     compilation serves equilibration and every chunk. ``first`` is the number of steps made before; at 0 the states do
-    not know their forces yet, and get them. ``recorded`` is
-    a dictionary of position, velocity, energy and stress, ``(n, frames, ...)``.
+    not know their forces yet, and get them. ``recorded`` is a dictionary of position, velocity, energy and stress,
+    ``(n, frames, ...)``.
     """
     functions = stepper(potential, ensemble, neighbors, skin, max_kT, batch_size)
     evaluate = energy_forces_stress(potential)

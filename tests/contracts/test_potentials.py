@@ -31,8 +31,7 @@ class Member(NamedTuple):
 
 
 def small_dimenet() -> Potential:
-    # One block compiles fastest; test_dimenet.py has more.
-    return dimenet((14, 8), cutoff=3.6, width=8, blocks=1, radial=3, angular=4, output_width=8, output_layers=1)
+    return dimenet((14, 8), cutoff=3.6, width=8, blocks=2, radial=3, angular=4, output_width=8, output_layers=1)
 
 
 def small_descriptor_mlp() -> Potential:

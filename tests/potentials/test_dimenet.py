@@ -224,7 +224,7 @@ def test_angles_are_seen_where_distances_alone_say_nothing(blocks, sees_angles):
 
 
 def test_collinear_atoms_have_finite_derivatives():
-    potential = small(blocks=1)
+    potential = small()
     params, both = jax.jit(potential.init)(jax.random.key(0)), energy_and_forces(potential)
     sys = system([[0, 0, -2.0], [0, 0, 0], [0, 0, 2.0], [0, 0, 4.0]], [14] * 4)
     nbrs = neighbors(sys, 3.6)
@@ -249,7 +249,7 @@ def test_default_size():
 
 
 def test_species_are_distinguished():
-    potential = small((8, 14), blocks=1)
+    potential = small((8, 14))
     params, energy = jax.jit(potential.init)(jax.random.key(0)), jax.jit(potential.energy)
     energies = []
     for pair in [(8, 8), (8, 14), (14, 14)]:
