@@ -22,6 +22,7 @@ from bayespot.potentials.classical import lengths
 from bayespot.potentials.potential import Potential, mask_atoms, species_index
 from bayespot.records.neighbors import Neighbors, displacements
 from bayespot.records.system import System
+from bayespot.tree import noise
 from bayespot.typing import Array, Float, Int, Key, Params
 
 
@@ -110,13 +111,37 @@ def reverse_slots(neighbors: Neighbors) -> Int[Array, "N K"]:
 
 
 def _dense(width: int, use_bias: bool = True) -> nn.Dense:
-    """Linear layer with a random orthogonal matrix scaled to Glorot's variance."""
-    return nn.Dense(width, use_bias=use_bias, kernel_init=_orthogonal_glorot)
+    """Linear layer whose matrix ``_randomised`` draws."""
+    return nn.Dense(width, use_bias=use_bias, kernel_init=nn.initializers.zeros_init())
 
 
-def _orthogonal_glorot(key: Key, shape: tuple[int, int], dtype=jnp.float32) -> Array:
-    matrix = jax.nn.initializers.orthogonal()(key, shape, dtype)
-    return matrix * jnp.sqrt(2.0 / (sum(shape) * jnp.var(matrix))).astype(dtype) if min(shape) > 1 else matrix
+def _randomised(params: Params, key: Key) -> Params:
+    """Parameters with random orthogonal matrices of Glorot's variance, and embeddings uniform with variance 1.
+
+    All come from one draw, and matrices of one shape from one decomposition: to compile those of a hundred matrices one
+    by one takes twenty seconds.
+    """
+    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    names, leaves = [path[-1].key for path, _ in paths], [leaf for _, leaf in paths]
+    of_matrices, of_embedding = jax.random.split(key)
+    matrices = [n for n, name in enumerate(names) if name in ("kernel", "angle_basis_in", "angle_basis_out")]
+    normal = dict(zip(matrices, noise(of_matrices, [leaves[n] for n in matrices]), strict=True))
+    for shape in {leaves[n].shape for n in matrices}:
+        same = [n for n in matrices if leaves[n].shape == shape]
+        for n, matrix in zip(same, _orthogonal(jnp.stack([normal[n] for n in same])), strict=True):
+            leaves[n] = matrix
+    n = names.index("embedding")
+    leaves[n] = jax.random.uniform(of_embedding, leaves[n].shape, leaves[n].dtype, -(3**0.5), 3**0.5)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _orthogonal(normal: Float[Array, "M a b"]) -> Float[Array, "M a b"]:
+    """Orthogonal matrices, or parts of them, with Glorot's variance, from normal numbers; vectors have length 1."""
+    _, a, b = normal.shape
+    q, r = jnp.linalg.qr(normal if a >= b else normal.mT)
+    q = q * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None]  # evenly distributed (Mezzadri, math-ph/0609050)
+    q = q if a >= b else q.mT
+    return q * jnp.sqrt(2.0 / ((a + b) * jnp.var(q, axis=(1, 2), keepdims=True))) if min(a, b) > 1 else q
 
 
 class Residual(nn.Module):
@@ -168,8 +193,9 @@ class Interaction(nn.Module):
         arriving = nn.swish(_dense(self.angle_width, use_bias=False)(arriving))
         # The basis in distance and angle enters linearly, so its two layers act on the distances before the sum over
         # triplets: the full basis of every triplet is never stored.
-        first = self.param("angle_basis_in", _orthogonal_glorot, (l * r, self.basis_width)).astype(message.dtype)
-        second = self.param("angle_basis_out", _orthogonal_glorot, (self.basis_width, self.angle_width))
+        zeros = nn.initializers.zeros_init()
+        first = self.param("angle_basis_in", zeros, (l * r, self.basis_width)).astype(message.dtype)
+        second = self.param("angle_basis_out", zeros, (self.basis_width, self.angle_width))
         mixing = (first @ second.astype(message.dtype)).reshape(l, r, self.angle_width)
         weighted = jnp.einsum("nkc,nklr,lrc->nklc", arriving, sbf, mixing)
         departing = jnp.einsum("nskl,nklc->nsc", legendre, weighted)
@@ -211,7 +237,9 @@ class DimeNet(nn.Module):
         source = (j, reverse_slots(neighbors))
 
         known = jnp.maximum(species_index(system.species, self.species), 0)
-        atom = nn.Embed(len(self.species), self.species_width, embedding_init=_uniform)(known).astype(x.dtype)
+        atom = nn.Embed(len(self.species), self.species_width, embedding_init=nn.initializers.zeros_init())(
+            known
+        ).astype(x.dtype)
         pair = jnp.concatenate([atom[j], jnp.broadcast_to(atom[:, None], (*j.shape, self.species_width))], -1)
         message = jnp.concatenate([pair, _dense(self.width)(rbf)], -1)
         message = nn.swish(_dense(self.width)(message))
@@ -220,10 +248,6 @@ class DimeNet(nn.Module):
             message = Interaction(self.angle_width, self.basis_width)(message, rbf, sbf, legendre, source)
             energy = energy + Output(self.output_width, self.output_layers)(message, rbf)
         return energy
-
-
-def _uniform(key: Key, shape: tuple[int, int], dtype=jnp.float32) -> Array:
-    return jax.random.uniform(key, shape, dtype, -(3**0.5), 3**0.5)
 
 
 def dimenet(
@@ -279,7 +303,8 @@ def dimenet(
     def init(key: Key) -> Params:
         dimer = System(jnp.diag(jnp.full(3, 0.5 * cutoff))[:2], jnp.full(2, species[0], jnp.int32), jnp.zeros((3, 3)))
         pair = Neighbors(jnp.array([[1], [0]], jnp.int32), jnp.zeros((2, 1, 3), jnp.int8))
-        return module.init(key, dimer, pair)["params"]
+        constant = module.init(jax.random.key(0), dimer, pair)["params"]  # nothing in it is random
+        return _randomised(constant, key)
 
     def atom_energies(params: Params, system: System, neighbors: Neighbors) -> Float[Array, " N"]:
         energies = jnp.asarray(module.apply({"params": params}, system, neighbors))

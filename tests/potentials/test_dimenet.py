@@ -20,7 +20,7 @@ from bayespot.potentials.neighbor_list import neighbor_list
 from bayespot.potentials.potential import energy_and_forces
 from bayespot.records.neighbors import Neighbors, displacements, neighbors
 from bayespot.records.system import system
-from bayespot.tree import replace
+from bayespot.tree import noise, replace
 
 
 def small(species=(14,), cutoff=3.6, blocks=2):
@@ -195,6 +195,7 @@ def test_interaction_equals_loops_over_triplets():
     inputs = (message, rbf, cut * spherical_bessel_basis(x, 4, 3), legendre, source)
     module = Interaction(angle_width=5, basis_width=4)
     variables = jax.jit(module.init)(jax.random.key(0), *inputs)
+    variables = jax.tree.map(lambda x: 0.3 * x, noise(jax.random.key(1), variables))
 
     @jax.jit
     def apply(variables, *inputs):
