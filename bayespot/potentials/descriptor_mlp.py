@@ -110,15 +110,15 @@ def features(
 ) -> Float[Array, "N D"]:
     """Invariants of every atom, not standardised; ``mixing`` ``(species, c, C)`` or ``None`` for a single species."""
     vectors, mask = displacements(system, neighbors)
-    # Without the barriers the compiler evaluates displacements and moments anew wherever they are used.
-    vectors = jax.lax.optimization_barrier(vectors)
     radial = jnp.where(mask, radial_basis(jnp.sqrt((vectors * vectors).sum(-1)), cutoff, channels), 0.0)
     if mixing is not None:
         of_neighbor = species_index(jnp.append(system.species, 0)[neighbors.index], species)
         own = jnp.where(mask, of_neighbor, -1) == jnp.arange(len(species))[:, None, None]
         rotated = jnp.einsum("sbc,bnk->scnk", mixing.astype(radial.dtype), radial)
         radial = jnp.where(own[:, None], rotated, 0.0).sum(0)
-    return invariants(jax.lax.optimization_barrier(moments(vectors, radial)))
+    # Without the barriers the compiler evaluates moments, and derivatives by vectors, anew wherever they are used.
+    moment = moments(jax.lax.optimization_barrier(vectors), radial)
+    return invariants(jax.lax.optimization_barrier(moment))
 
 
 class DescriptorMLP(nn.Module):

@@ -303,8 +303,7 @@ def dimenet(
     def init(key: Key) -> Params:
         dimer = System(jnp.diag(jnp.full(3, 0.5 * cutoff))[:2], jnp.full(2, species[0], jnp.int32), jnp.zeros((3, 3)))
         pair = Neighbors(jnp.array([[1], [0]], jnp.int32), jnp.zeros((2, 1, 3), jnp.int8))
-        constant = module.init(jax.random.key(0), dimer, pair)["params"]  # nothing in it is random
-        return _randomised(constant, key)
+        return _randomised(module.init(jax.random.key(0), dimer, pair)["params"], key)
 
     def atom_energies(params: Params, system: System, neighbors: Neighbors) -> Float[Array, " N"]:
         energies = jnp.asarray(module.apply({"params": params}, system, neighbors))

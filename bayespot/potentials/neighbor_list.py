@@ -96,7 +96,8 @@ def neighbor_list(
         near = known[..., None] & ~itself & (square < reach**2)
         column, most = _compact(near.reshape(n, -1), capacity[0])
         found, column = column < near[0].size, jnp.minimum(column, near[0].size - 1)
-        place, offset = column // len(offsets), jnp.asarray(offsets, jnp.int32)[column % len(offsets)]
+        images = jnp.int32(len(offsets))  # jax.lax: the signs that // and % heed take long to compile
+        place, offset = jax.lax.div(column, images), jnp.asarray(offsets, jnp.int32)[jax.lax.rem(column, images)]
         index = jnp.take_along_axis(j, place, 1)
         shift = jnp.stack([jnp.take_along_axis(f, place, 1) for f in first], -1).astype(jnp.int32) + offset
         neighbors = Neighbors(jnp.where(found, index, n), jnp.where(found[..., None], shift, 0))

@@ -214,11 +214,10 @@ def flatten(batch: Dataset, capacity: int) -> Graph:
     """
     b, n = batch.system.species.shape
     real = (batch.system.species > 0).ravel()
-    atom = jnp.nonzero(real, size=capacity, fill_value=b * n)[0].astype(jnp.int32)
-    place = jnp.full(b * n + 1, capacity, jnp.int32).at[atom].set(jnp.arange(capacity, dtype=jnp.int32), mode="drop")
-    place = place.at[b * n].set(capacity)
+    place = jnp.where(real, jnp.minimum(jnp.cumsum(real) - 1, capacity), capacity).astype(jnp.int32)
+    atom = jnp.full(capacity, b * n, jnp.int32).at[place].set(jnp.arange(b * n, dtype=jnp.int32), mode="drop")
     row = jnp.minimum(atom, b * n - 1)
-    structure = jnp.where(atom < b * n, atom // n, b)
+    structure = jnp.asarray(np.append(np.repeat(np.arange(b), n), b), jnp.int32)[atom]  # atom // n compiles slowly
 
     def rows(x):
         return x.reshape(b * n, *x.shape[2:])[row]
@@ -226,7 +225,7 @@ def flatten(batch: Dataset, capacity: int) -> Graph:
     index = rows(batch.neighbors.index)
     index = jnp.where(index < n, index + jnp.minimum(structure, b - 1)[:, None] * n, b * n)
     used = atom < b * n
-    index = jnp.where(used[:, None], place[index], capacity)
+    index = jnp.where(used[:, None], jnp.append(place, jnp.int32(capacity))[index], capacity)
     flat = System(
         position=rows(batch.system.position),
         species=jnp.where(used, rows(batch.system.species), 0),

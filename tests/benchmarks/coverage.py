@@ -102,6 +102,8 @@ def one_seed(seed: int, s: Settings, true: dict[str, np.ndarray]) -> dict:
         share = coverage(found, true)
         for k in ("energy", "pressure"):
             numbers |= {f"{name}_{k}": share[k], f"{name}_{k}_clear": bool(found[k].resolved)}
+        inside = min(numbers[f"{name}_{k}"] for k in ("bins", "energy", "pressure"))
+        numbers[f"{name}_meets_the_bar"] = bool(inside >= 0.9)
     if len(posteriors) == 2:
         numbers["posteriors_overlap"] = overlap(*(p.intervals for p in posteriors.values()), true)
     report("coverage", seed=seed, **numbers)
