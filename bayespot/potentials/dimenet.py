@@ -124,12 +124,12 @@ def _randomised(params: Params, key: Key) -> Params:
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
     names, leaves = [path[-1].key for path, _ in paths], [leaf for _, leaf in paths]
     of_matrices, of_embedding = jax.random.split(key)
-    matrices = [n for n, name in enumerate(names) if name in ("kernel", "angle_basis_in", "angle_basis_out")]
+    matrices = [n for n, name in enumerate(names) if name not in ("bias", "frequency", "embedding")]
     normal = dict(zip(matrices, noise(of_matrices, [leaves[n] for n in matrices]), strict=True))
     for shape in {leaves[n].shape for n in matrices}:
         same = [n for n in matrices if leaves[n].shape == shape]
         for n, matrix in zip(same, _orthogonal(jnp.stack([normal[n] for n in same])), strict=True):
-            leaves[n] = matrix
+            leaves[n] = matrix.astype(leaves[n].dtype)
     n = names.index("embedding")
     leaves[n] = jax.random.uniform(of_embedding, leaves[n].shape, leaves[n].dtype, -(3**0.5), 3**0.5)
     return jax.tree.unflatten(structure, leaves)
@@ -194,8 +194,8 @@ class Interaction(nn.Module):
         # The basis in distance and angle enters linearly, so its two layers act on the distances before the sum over
         # triplets: the full basis of every triplet is never stored.
         zeros = nn.initializers.zeros_init()
-        first = self.param("angle_basis_in", zeros, (l * r, self.basis_width)).astype(message.dtype)
-        second = self.param("angle_basis_out", zeros, (self.basis_width, self.angle_width))
+        first = self.param("angle_basis_in", zeros, (l * r, self.basis_width), jnp.float32).astype(message.dtype)
+        second = self.param("angle_basis_out", zeros, (self.basis_width, self.angle_width), jnp.float32)
         mixing = (first @ second.astype(message.dtype)).reshape(l, r, self.angle_width)
         weighted = jnp.einsum("nkc,nklr,lrc->nklc", arriving, sbf, mixing)
         departing = jnp.einsum("nskl,nklc->nsc", legendre, weighted)
@@ -207,7 +207,10 @@ class Interaction(nn.Module):
 
 
 class DimeNet(nn.Module):
-    """The network: embedding of edges, interaction blocks, and one output per block, summed."""
+    """The network: embedding of edges, interaction blocks, and one output per block, summed.
+
+    Its own parameters are constants, mostly zeros, until ``_randomised`` has drawn them.
+    """
 
     species: tuple[int, ...]
     cutoff: float
@@ -303,7 +306,7 @@ def dimenet(
     def init(key: Key) -> Params:
         dimer = System(jnp.diag(jnp.full(3, 0.5 * cutoff))[:2], jnp.full(2, species[0], jnp.int32), jnp.zeros((3, 3)))
         pair = Neighbors(jnp.array([[1], [0]], jnp.int32), jnp.zeros((2, 1, 3), jnp.int8))
-        return _randomised(module.init(jax.random.key(0), dimer, pair)["params"], key)
+        return _randomised(module.init(jax.random.key(0), dimer, pair)["params"], key)  # the key 0 draws nothing
 
     def atom_energies(params: Params, system: System, neighbors: Neighbors) -> Float[Array, " N"]:
         energies = jnp.asarray(module.apply({"params": params}, system, neighbors))

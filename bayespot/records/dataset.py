@@ -217,7 +217,7 @@ def flatten(batch: Dataset, capacity: int) -> Graph:
     place = jnp.where(real, jnp.minimum(jnp.cumsum(real) - 1, capacity), capacity).astype(jnp.int32)
     atom = jnp.full(capacity, b * n, jnp.int32).at[place].set(jnp.arange(b * n, dtype=jnp.int32), mode="drop")
     row = jnp.minimum(atom, b * n - 1)
-    structure = jnp.asarray(np.append(np.repeat(np.arange(b), n), b), jnp.int32)[atom]  # atom // n compiles slowly
+    structure = jax.lax.div(atom, jnp.int32(n))  # the signs that // heeds take long to compile
 
     def rows(x):
         return x.reshape(b * n, *x.shape[2:])[row]

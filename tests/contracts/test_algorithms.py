@@ -66,12 +66,15 @@ def test_one_diverged_chain_leaves_the_others_bit_identical(algorithm, key):
 
 @pytest.mark.parametrize("name", ["sgld", "psgld"])
 def test_samplers_share_no_noise_between_chains(name, key):
-    # 99 increments of 21 chains started alike, each beside the next: correlation 0 with standard error 1/√5940 = 0.013.
-    # Minibatches differ between the chains too, so all of their randomness is seen.
-    same = {"a": jnp.zeros((21, 3)) + jnp.asarray(MEAN)}
-    samples = infer(key, ALGORITHMS[name], same, DATA, steps=100, thin=1, burn_in=0, batch_size=8, progress=False)
-    steps = np.diff(np.asarray(samples.params["a"]).reshape(21, 100, 3), axis=1)
-    assert abs(np.corrcoef(steps[:-1].ravel(), steps[1:].ravel())[0, 1]) < 0.05
+    # 149 increments of 20 chains started alike: for each of the 190 pairs correlation 0 with standard error 1/√447 =
+    # 0.047, below 5.3 of them with probability 1 − 2e-5; their mean within 5 of 0.047/√190. Minibatches differ between
+    # the chains too, so all of their randomness is seen.
+    same = {"a": jnp.zeros((20, 3)) + jnp.asarray(MEAN)}
+    samples = infer(key, ALGORITHMS[name], same, DATA, steps=150, thin=1, burn_in=0, batch_size=8, progress=False)
+    steps = np.diff(np.asarray(samples.params["a"]).reshape(20, 150, 3), axis=1)
+    correlation = np.corrcoef(steps.reshape(20, -1))[np.triu_indices(20, 1)]
+    assert np.abs(correlation).max() < 0.25
+    assert abs(correlation.mean()) < 0.017
 
 
 @pytest.mark.parametrize("name", ["adam", "adam with validation"])

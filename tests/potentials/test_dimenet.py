@@ -249,6 +249,36 @@ def test_default_size():
     assert sum(x.size for x in jax.tree.leaves(more)) == count + 2 * 16
 
 
+def test_starting_parameters():
+    """Orthogonal matrices of variance 2 / (inputs + outputs), vectors of length 1, embeddings of variance 1."""
+    params = jax.jit(dimenet((8, 14), 4.0, width=12, blocks=2, species_width=200).init)(jax.random.key(0))
+    other = jax.jit(dimenet((8, 14), 4.0, width=12, blocks=2, species_width=200).init)(jax.random.key(1))
+    seen = set()
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        name, x = path[-1].key, np.asarray(x)
+        assert x.dtype == np.float32
+        if name == "bias":
+            assert (x == 0).all()
+        elif name == "frequency":
+            np.testing.assert_allclose(x, np.pi * np.arange(1, 7), rtol=1e-6)
+        elif name == "embedding":  # 400 numbers: the error of a uniform variable's variance is 4.5 %
+            assert x.var() == pytest.approx(1, abs=0.2)
+            assert np.abs(x).max() < 3**0.5
+        else:
+            a, b = x.shape
+            x = x if a >= b else x.T
+            product = x.T @ x
+            np.testing.assert_allclose(product, product[0, 0] * np.eye(min(a, b)), atol=1e-5 * product[0, 0])
+            if min(a, b) > 1:
+                assert x.var() == pytest.approx(2 / (a + b), rel=1e-4)
+            else:
+                assert product[0, 0] == pytest.approx(1, rel=1e-5)
+            seen.add(x.ravel()[:2].tobytes())
+    assert len(seen) == sum(x.ndim == 2 for x in jax.tree.leaves(params)) - 1  # no two alike; not counting embeddings
+    same = jax.tree.map(lambda x, y: bool((x == y).all()), params, other)
+    assert {path[-1].key for path, s in jax.tree_util.tree_leaves_with_path(same) if s} == {"bias", "frequency"}
+
+
 def test_species_are_distinguished():
     potential = small((8, 14))
     params, energy = jax.jit(potential.init)(jax.random.key(0)), jax.jit(potential.energy)
