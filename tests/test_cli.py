@@ -30,7 +30,7 @@ from bayespot.tree import replace
 TINY = Settings(
     frames=40, spacing=20, members=8, ensemble_steps=400, chains=2, draws=8, simulated=2, burn_in=10, thin=3, runs=8,
     run=0.28, equilibration=0.02, every=5, truth=2.24, truth_runs=8, cells=1, force_noise=0.02, first_step=2e-5,
-    last_step=1e-5, channels=3, hidden=(16,),
+    last_step=1e-5, channels=2, hidden=(16,),
 )  # fmt: skip
 
 
