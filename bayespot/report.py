@@ -84,6 +84,8 @@ def text(material, posteriors: dict, true: dict | None) -> str:
         state = convergence(p)
         if state["rhat"] is not None:
             lines.append(f"   R-hat ≤ {state['rhat']:.3f}, bulk ESS ≥ {state['ess']:.0f} (held-out energies)")
+            if state["rhat"] > 1.1:
+                lines.append("   Above 1.1 the chains still differ: its intervals rest on few independent samples.")
         else:
             lines.append("   R-hat and ESS need two chains of at least 8 draws; not defined here")
         lines.append(bp.error_table([e for e in bp.prediction_errors(p.prediction, material.test) if e.group == "all"]))
