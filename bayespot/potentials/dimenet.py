@@ -240,9 +240,8 @@ class DimeNet(nn.Module):
         source = (j, reverse_slots(neighbors))
 
         known = jnp.maximum(species_index(system.species, self.species), 0)
-        atom = nn.Embed(len(self.species), self.species_width, embedding_init=nn.initializers.zeros_init())(
-            known
-        ).astype(x.dtype)
+        embedding = nn.Embed(len(self.species), self.species_width, embedding_init=nn.initializers.zeros_init())
+        atom = embedding(known).astype(x.dtype)
         pair = jnp.concatenate([atom[j], jnp.broadcast_to(atom[:, None], (*j.shape, self.species_width))], -1)
         message = jnp.concatenate([pair, _dense(self.width)(rbf)], -1)
         message = nn.swish(_dense(self.width)(message))
