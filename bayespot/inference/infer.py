@@ -48,6 +48,7 @@ def infer(
     batch_size: int | None = 8,
     burn_in: int | None = None,
     thin: int | None = None,
+    keep: Callable[[int], bool] | None = None,
     rows: Int[Array, "C M"] | None = None,
     chains_at_once: int | None = None,
     checkpoint: str | None = None,
@@ -66,6 +67,7 @@ def infer(
             ``None`` uses all data in every step.
         burn_in: steps before the first draw; default ``steps − thin``.
         thin: steps between draws; default: one draw per chain, at the end (what an optimiser wants).
+        keep: ``number of steps done → bool``: which of these draws to keep, e.g. ``cyclical(…).sampling``; default all.
         rows: frames that each chain sees, e.g. ``bootstrap(key, len(data), chains)``; default all of them.
         chains_at_once: chains per compiled batch; default 1 on a CPU, all of them on an accelerator.
         checkpoint: folder in which progress is saved; the same call with the same folder goes on where it stopped and
@@ -84,7 +86,7 @@ def infer(
     chains, frames = length(params), length(data)
     burn_in, thin = _checked(steps, burn_in, thin, batch_size, frames)
     rows = _checked_rows(rows, chains, frames, batch_size)
-    plan = _plan(steps, burn_in, thin)
+    plan = _plan(steps, burn_in, thin, keep)
     size = chains_at_once or default_batch_size(chains)
     segment = _segment(algorithm._replace(spec=()), size)
     keys = jax.vmap(lambda c: jax.random.split(jax.random.fold_in(key, c)))(jnp.arange(chains))
@@ -93,7 +95,7 @@ def infer(
     run = _Run(states, _Host(np.zeros(chains, np.int32), np.zeros(chains), np.array(False), [], [], {}))
     store = None
     if checkpoint:
-        facts = [steps, burn_in, thin, batch_size, *_meaning(algorithm, keys, states, data)]
+        facts = [steps, burn_in, thin, batch_size, sorted(plan.draws), *_meaning(algorithm, keys, states, data)]
         store = open_checkpoint(checkpoint, fingerprint(key, (params, rows, data), facts), SECONDS_BETWEEN_CHECKPOINTS)
     order = minibatches(key, rows, batch_size) if batch_size else lambda first, end, length: None
     advance = partial(_advance, algorithm=algorithm, segment=segment, keys=keys, data=data, order=order, plan=plan)
@@ -188,9 +190,11 @@ def _checked_rows(rows, chains: int, frames: int, batch_size: int | None) -> np.
     return rows
 
 
-def _plan(steps: int, burn_in: int, thin: int) -> Plan:
+def _plan(steps: int, burn_in: int, thin: int, keep: Callable[[int], bool] | None = None) -> Plan:
     """Draws end a segment, and in between a segment is about a hundredth of the run, so that progress is seen."""
-    draws = frozenset(range(burn_in + thin, steps + 1, thin))
+    draws = frozenset(n for n in range(burn_in + thin, steps + 1, thin) if keep is None or keep(n))
+    if not draws:
+        raise ValueError(f"`keep` must keep at least one of the draws after {burn_in + thin}, … {steps} steps. Got none.")
     chunk = min(1000, max(25, -(-steps // 100)))
     ends = tuple(sorted(draws | set(range(chunk, steps, chunk)) | ({burn_in} if burn_in else set()) | {steps}))
     longest = max(b - a for a, b in zip((0, *ends), ends, strict=False))

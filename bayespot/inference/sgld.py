@@ -28,7 +28,9 @@ import jax
 import jax.numpy as jnp
 
 from bayespot.inference.algorithm import Algorithm
+from bayespot.inference.dynamics import thermostat
 from bayespot.inference.preconditioner import Preconditioner, identity
+from bayespot.inference.schedules import Temperature
 from bayespot.inference.target import Batch, Target, TargetState, require_training_data
 from bayespot.tree import noise
 from bayespot.typing import Array, Key, Params
@@ -47,7 +49,7 @@ def sgld(
     target: Target,
     step_size: Callable,
     *,
-    temperature: float = 1.0,
+    temperature: Temperature = 1.0,
     preconditioner: Preconditioner | None = None,
 ) -> Algorithm:
     """Langevin sampling of a target; with ``preconditioner=rms(…)`` this is pSGLD.
@@ -55,14 +57,13 @@ def sgld(
     Args:
         target: log density per datum.
         step_size: schedule ``step → ε``, e.g. ``polynomial(1e-3, 1e-4, steps)``.
-        temperature: of the posterior; below 1 it is colder (narrower) than Bayes'.
+        temperature: of the posterior, or a schedule of it; below 1 it is colder (narrower) than Bayes'.
         preconditioner: diagonal G; default none.
 
     Raises:
         ValueError: for a temperature that is not positive.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive; 1 is Bayes' posterior. Got {temperature}.")
+    heat = thermostat(temperature, target.size)
     scaling = preconditioner or identity()
 
     def init(key: Key, params: Params) -> SGLDState:
@@ -73,7 +74,7 @@ def sgld(
         value, gradient, target_state, info = target.value_and_grad(key_target, state.params, state.target, batch)
         inner = scaling.update(state.preconditioner, gradient, state.step)
         epsilon = step_size(state.step)
-        spread = jnp.sqrt(2 * epsilon * temperature / target.size)
+        spread = jnp.sqrt(2 * epsilon * heat(state.step))
 
         def move(x, g, diagonal, xi):
             return x + (epsilon * diagonal * g + spread * jnp.sqrt(diagonal) * xi).astype(x.dtype)

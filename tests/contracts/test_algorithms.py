@@ -6,11 +6,16 @@ import numpy as np
 import optax
 import pytest
 
+from bayespot.inference.control_variates import control_variates
 from bayespot.inference.infer import infer
+from bayespot.inference.mh_corrected import amagold, sggmc
 from bayespot.inference.optimise import optimise
 from bayespot.inference.preconditioner import rms
+from bayespot.inference.replica_exchange import replica_exchange
 from bayespot.inference.schedules import constant
+from bayespot.inference.sghmc import sghmc
 from bayespot.inference.sgld import sgld
+from bayespot.inference.sgnht import sgnht
 from bayespot.inference.target import initial
 from tests.oracles.linear_model import make
 
@@ -19,6 +24,14 @@ DATA, TARGET, MEAN, COVARIANCE = make()
 ALGORITHMS = {
     "sgld": sgld(TARGET, constant(1e-2)),
     "psgld": sgld(TARGET, constant(1e-2), preconditioner=rms(freeze_after=100)),
+    "sghmc": sghmc(TARGET, constant(0.2), friction=1.0),
+    "sghmc, control variates": sghmc(control_variates(TARGET, DATA), constant(0.2), friction=1.0),
+    "sgnht": sgnht(TARGET, constant(0.2), friction=1.0, relaxation=2.0, thermostats="leaf"),
+    "sggmc": sggmc(TARGET, DATA, constant(0.2), friction=1.0, length=4),
+    "amagold": amagold(TARGET, DATA, constant(0.2), friction=1.0, length=4),
+    "replica exchange": replica_exchange(
+        lambda t: sgld(TARGET, constant(1e-2), temperature=t), TARGET, (1.0, 2.0), every=4
+    ),
     "adam": optimise(TARGET, optax.adam(1e-2)),
     "adam with validation": optimise(TARGET, optax.adam(1e-2), validation=DATA, every=10),
 }
@@ -30,7 +43,7 @@ def _algorithm(request):
 
 
 def test_step_keeps_structure_and_reports(algorithm, key):
-    state = algorithm.init(key, TARGET.initial(jax.random.key(9)))
+    state = algorithm.init(jax.random.key(8), TARGET.initial(jax.random.key(9)))
     after, info = jax.jit(algorithm.step)(key, state, DATA)
     form = jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), state)
     assert form == jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), after)
@@ -39,8 +52,8 @@ def test_step_keeps_structure_and_reports(algorithm, key):
     assert algorithm.spec == TARGET.spec
 
 
-def test_step_is_a_function_of_its_key(algorithm, key):
-    state = algorithm.init(key, TARGET.initial(jax.random.key(9)))
+def test_step_is_a_function_of_its_key(algorithm):
+    state = algorithm.init(jax.random.key(8), TARGET.initial(jax.random.key(9)))
     one, two = (algorithm.step(jax.random.key(7), state, DATA)[0] for _ in range(2))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), one, two))
 
@@ -64,13 +77,14 @@ def test_one_diverged_chain_leaves_the_others_bit_identical(algorithm, key):
         assert np.array_equal(good.params["a"][chain], bad.params["a"][chain])
 
 
-@pytest.mark.parametrize("name", ["sgld", "psgld"])
-def test_samplers_share_no_noise_between_chains(name, key):
+@pytest.mark.parametrize(("name", "thin"), [("sgld", 1), ("psgld", 1), ("sghmc", 12), ("amagold", 12)])
+def test_samplers_share_no_noise_between_chains(name, thin, key):
     # 149 increments of 20 chains started alike: for each of the 190 pairs correlation 0 with standard error 1/√447 =
     # 0.047, below 5.3 of them with probability 1 − 2e-5; their mean within 5 of 0.047/√190. Minibatches differ between
-    # the chains too, so all of their randomness is seen.
+    # the chains too, so all of their randomness is seen. Where momenta persist, for some 5 steps, increments are longer.
     same = {"a": jnp.zeros((20, 3)) + jnp.asarray(MEAN)}
-    samples = infer(key, ALGORITHMS[name], same, DATA, steps=150, thin=1, burn_in=0, batch_size=8, progress=False)
+    options = {"steps": 150 * thin, "thin": thin, "burn_in": 0, "batch_size": 8, "progress": False}
+    samples = infer(key, ALGORITHMS[name], same, DATA, **options)
     steps = np.diff(np.asarray(samples.params["a"]).reshape(20, 150, 3), axis=1)
     correlation = np.corrcoef(steps.reshape(20, -1))[np.triu_indices(20, 1)]
     assert np.abs(correlation).max() < 0.25

@@ -1,0 +1,129 @@
+r"""Replica exchange: copies of a chain at several temperatures, of which neighbours swap their parameters.
+
+The hot copies cross barriers, the cold one samples the posterior. For copies *i*, *j* at :math:`T_i < T_j`, a swap is accepted
+with probability min(1, a),
+
+.. math:: \log a = N \Delta\, (\hat\ell_j - \hat\ell_i) - \tfrac12 N^2 \Delta^2 s^2, \qquad
+          \Delta = \frac1{T_i} - \frac1{T_j},
+
+with the minibatch estimate :math:`\hat\ell` of the log density per datum. The second term is the penalty for the variance
+:math:`s^2` of the estimated difference; for Gaussian noise of known variance it restores detailed balance exactly. :math:`s^2` is a
+running mean of what the two halves of each minibatch say.
+
+Reference:
+    Deng, Feng, Gao, Liang and Lin, ICML (2020), arXiv:2008.05367; the penalty: Ceperley and Dewing, J. Chem. Phys.
+    110, 9812 (1999), eq. 12.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bayespot.inference.algorithm import Algorithm
+from bayespot.inference.dynamics import at_times
+from bayespot.inference.target import Batch, Target, require_training_data
+from bayespot.tree import length, take
+from bayespot.typing import Array, Float, Key, Params
+
+
+class ReplicaState(NamedTuple):
+    """States of all copies (leading axis K), running variance of the differences (K − 1,), swaps tried and made."""
+
+    copies: Any
+    variance: Float[Array, "k"]
+    tried: Float[Array, "k"]
+    made: Float[Array, "k"]
+    step: Array
+
+
+def replica_exchange(
+    make: Callable[[Any], Algorithm],
+    target: Target,
+    temperatures: Sequence[float],
+    every: int = 10,
+) -> Algorithm:
+    """Copies of a sampler at rising temperatures; the draws are those of the first, coldest one.
+
+    Args:
+        make: ``temperature → Algorithm``, e.g. ``lambda t: sgld(target, schedule, temperature=t)``. Its state must
+            have the field ``params`` and nothing else that belongs to a place in parameter space (no Metropolis test).
+        target: that the sampler moves on.
+        temperatures: rising, the first is that of the posterior (1 for Bayes'). Neighbours swap often enough where the
+            ratio is about 1 + 1/√d for d well-determined parameters.
+        every: steps between attempts; even and odd pairs take turns.
+
+    Raises:
+        ValueError: for fewer than two temperatures, ones that do not rise, or ``every`` below 1. A minibatch must have at
+            least two frames.
+    """
+    ladder = tuple(float(t) for t in temperatures)
+    if len(ladder) < 2 or not 0 < ladder[0] or any(b <= a for a, b in zip(ladder, ladder[1:], strict=False)):
+        raise ValueError(f"temperatures must be at least two positive, rising numbers. Got {ladder}.")
+    if every < 1:
+        raise ValueError(f"every must be at least 1. Got {every}.")
+    inverse = jnp.asarray([1 / a - 1 / b for a, b in zip(ladder, ladder[1:], strict=False)])
+    count = len(ladder)
+    cold = make(ladder[0])
+
+    def init(key: Key, params: Params) -> ReplicaState:
+        copies = _mapped(lambda k, t: make(t).init(k, params), jax.random.split(key, count), jnp.asarray(ladder))
+        zero = jnp.zeros(count - 1)
+        return ReplicaState(copies, zero, zero, zero, jnp.zeros((), jnp.int32))
+
+    def step(key: Key, state: ReplicaState, batch: Batch):
+        one, two = jax.random.split(key)
+        copies, infos = _mapped(
+            lambda k, t, copy: make(t).step(k, copy, batch), jax.random.split(one, count), jnp.asarray(ladder), state.copies
+        )
+        moved = state._replace(copies=copies, step=state.step + 1)
+        new = at_times(moved.step % every == 0, lambda k, s: swapped(k, s, batch), two, moved)
+        rate = (new.made / jnp.maximum(new.tried, 1)).mean()
+        return new, {**take(infos, 0), "swap_acceptance": rate}
+
+    def swapped(key: Key, state: ReplicaState, batch: Batch) -> ReplicaState:
+        one, two = jax.random.split(key)
+        halves = _density_of_halves(one, target, cold.params, state.copies, batch)
+        difference = jnp.diff(halves, axis=0)  # (K − 1, 2); the same frames in both copies
+        unseen = 1.0 - length(batch) / target.size  # frames are drawn without replacement
+        noise = 0.25 * unseen * (difference[:, 0] - difference[:, 1]) ** 2
+        round_ = state.step // every
+        rate = 1.0 / jnp.minimum(round_.astype(noise.dtype), 100.0)
+        variance = state.variance + rate * (noise - state.variance)
+        scale = target.size * inverse
+        log_ratio = scale * difference.mean(1) - 0.5 * scale**2 * variance
+        turn = jnp.arange(count - 1) % 2 == round_ % 2
+        accept = turn & (jnp.log(jax.random.uniform(two, log_ratio.shape, log_ratio.dtype)) < log_ratio)
+        place = jnp.arange(count)
+        place = place + jnp.append(accept, False) - jnp.insert(accept, 0, False)
+        params = take(state.copies.params, place)
+        made, tried = state.made + accept, state.tried + turn
+        return ReplicaState(state.copies._replace(params=params), variance, tried, made, state.step)
+
+    check = partial(require_training_data, target)
+    return Algorithm(init, step, lambda state: cold.params(take(state.copies, 0)), target.spec, check)
+
+
+def _density_of_halves(key: Key, target: Target, params_of: Callable, copies: Any, batch: Batch) -> Float[Array, "k 2"]:
+    """Log density per datum of every copy, from each half of a minibatch; the gradients are not computed."""
+    frames = length(batch)
+    if frames < 2:
+        raise ValueError(f"replica_exchange compares two halves of a minibatch. Got batch_size = {frames}. Use at least 2.")
+    rows = jnp.arange(frames // 2 * 2).reshape(2, -1)
+    number = length(copies)
+
+    def one(k, copy, half):
+        return target.value_and_grad(k, params_of(copy), copy.target, take(batch, half))[0]
+
+    copy, half = jnp.repeat(jnp.arange(number), 2), jnp.tile(jnp.arange(2), number)
+    return _mapped(one, jax.random.split(key, 2 * number), take(copies, copy), rows[half]).reshape(number, 2)
+
+
+def _mapped(function: Callable, keys, *trees):
+    """``function(key, ...)`` over the leading axis, one after another and compiled once."""
+    kind = jax.random.key_impl(keys)
+    return jax.lax.map(
+        lambda x: function(jax.random.wrap_key_data(x[0], impl=kind), *x[1:]), (jax.random.key_data(keys), *trees)
+    )

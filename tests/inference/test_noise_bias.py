@@ -1,0 +1,84 @@
+"""The predicted widening by minibatch noise against what sampling shows, and the step size that follows from it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bayespot.inference.infer import infer
+from bayespot.inference.noise_bias import GradientNoise, gradient_noise, largest_step, variance_inflation
+from bayespot.inference.schedules import constant
+from bayespot.inference.sghmc import sghmc
+from bayespot.inference.sgld import sgld
+from tests.oracles.linear_model import SIGMA, make
+
+DATA, TARGET, MEAN, COVARIANCE = make(rows=64)
+MODE = {"a": jnp.asarray(MEAN)}
+
+
+def test_noise_and_curvature_are_those_of_the_linear_model(key):
+    found = gradient_noise(key, TARGET, MODE, DATA, directions=3)
+    x, y = (np.asarray(DATA[k]) for k in "xy")
+    gradients = x * (y - x @ MEAN)[:, None] / SIGMA**2
+    value, vector = np.linalg.eigh(np.cov(gradients.T, ddof=0))
+    precision = np.linalg.inv(COVARIANCE) / 64
+    np.testing.assert_allclose(found.variance, value[::-1], rtol=1e-9)
+    np.testing.assert_allclose(found.curvature, np.diag(vector.T @ precision @ vector)[::-1], rtol=1e-9)
+    assert found.size == 64
+    scaled = gradient_noise(jax.random.key(1), TARGET, MODE, DATA, diagonal={"a": jnp.full(3, 4.0)}, directions=3)
+    np.testing.assert_allclose(scaled.variance, 4 * found.variance, rtol=1e-9)
+    np.testing.assert_allclose(scaled.curvature, 4 * found.curvature, rtol=1e-9)
+
+
+def widening(algorithm, data, target, covariance, mean, batch_size, steps):
+    """Variance over the posterior's; 256 chains × 100 draws 13 steps apart, so that all places of an epoch occur."""
+    start = {"a": jnp.tile(jnp.asarray(mean), (256, 1))}
+    samples = infer(
+        jax.random.key(5), algorithm, start, data, steps=steps, burn_in=steps - 1300, thin=13, batch_size=batch_size,
+        chains_at_once=256, progress=False,
+    )  # fmt: skip
+    return float(np.asarray(samples.params["a"]).var() / covariance[0, 0])
+
+
+@pytest.mark.parametrize(("batch_size", "friction"), [(4, None), (16, None), (8, 0.5)])
+def test_predicted_widening_is_what_sampling_shows(key, batch_size, friction):
+    # One dimension, so that the Gaussian calculation is exact but for the change of the noise over the posterior
+    # (1/64). 25 600 draws with correlation times of some 10 steps: error of the variance below 1 %.
+    data, target, mean, covariance = make(rows=64, dimension=1, condition=1.0)
+    found = gradient_noise(key, target, {"a": jnp.asarray(mean)}, data)
+    step = 0.3 / found.curvature[0] if friction is None else 0.5 / found.curvature[0] ** 0.5
+    algorithm = (
+        sgld(target, constant(step)) if friction is None else sghmc(target, constant(step), friction=friction / step)
+    )
+    predicted = variance_inflation(
+        found, step, batch_size, friction=None if friction is None else friction / step
+    )[0]  # fmt: skip
+    measured = widening(algorithm, data, target, covariance, mean, batch_size, 1600)
+    assert measured > 1.15
+    np.testing.assert_allclose(measured - 1, predicted - 1, rtol=0.15)
+
+
+def test_limits_of_the_formula():
+    # all data: no noise, 1/(1 − ελ/2) for SGLD and exactly 1 for the splitting; tiny epochs of many independent-like
+    # batches: (1 + ε N V / 2T)/(1 − ελ/2) when the epoch is much longer than the memory 1/ελ
+    noise = GradientNoise(np.array([4.0]), np.array([9.0]), 100_000)
+    np.testing.assert_allclose(variance_inflation(noise, 0.1, 100_000), [1 / (1 - 0.2)], rtol=1e-10)
+    np.testing.assert_allclose(variance_inflation(noise, 0.4, 100_000, friction=1.0), [1.0], rtol=1e-10)
+    n = 100
+    single = 9.0 / n * (100_000 - n) / 99_999
+    expected = (1 + 0.1 * 100_000 * single / 2) / (1 - 0.2)
+    np.testing.assert_allclose(variance_inflation(noise, 0.1, n), [expected], rtol=0.03)
+    assert np.isinf(variance_inflation(noise, 0.6, n)).all()
+    assert np.isnan(variance_inflation(noise._replace(curvature=np.array([-1.0])), 0.1, n)).all()
+
+
+def test_the_largest_step_is_just_tolerable():
+    noise = GradientNoise(np.array([4.0, 0.5]), np.array([9.0, 0.2]), 200)
+    step = largest_step(noise, 8, tolerance=0.1)
+    assert np.abs(variance_inflation(noise, step, 8) - 1).max() == pytest.approx(0.1, rel=1e-6)
+    step = largest_step(noise, 8, tolerance=0.1, friction=lambda h: 0.3 / h)
+    assert np.abs(variance_inflation(noise, step, 8, friction=0.3 / step) - 1).max() == pytest.approx(0.1, rel=1e-6)
+    with pytest.raises(ValueError, match="no mode"):
+        largest_step(noise._replace(curvature=np.array([-1.0, -2.0])), 8)
+    with pytest.raises(ValueError, match="batch_size ≤ 200"):
+        variance_inflation(noise, 0.1, 300)
