@@ -1,7 +1,7 @@
 """blackjax under the contract of the library: any of its kernels, and full-batch references with their warm-up.
 
-The full-batch samplers see all data at every step. They are exact, but affordable for small potentials only, or for a part of
-the parameters. Run them with ``infer(..., batch_size=None)``.
+The full-batch samplers see all data at every step. They are exact, but affordable for small potentials only, or for a
+part of the parameters. Run them with ``infer(..., batch_size=None)``.
 """
 
 from collections.abc import Callable
@@ -39,14 +39,15 @@ def from_blackjax(
     Args:
         kernel: e.g. ``blackjax.hmc(full_log_density(target, data), …)`` or ``blackjax.sgld(gradient_estimator)``.
         spec: of the potential, ``target.spec``.
-        step_size: schedule, for stochastic-gradient kernels only; those are called with minibatch, step size and temperature.
+        step_size: schedule, for stochastic-gradient kernels only; those are called with minibatch, step size and
+            temperature.
         temperature: handed to such kernels; a full-batch kernel has it in its density.
         position: ``state → parameters``; default the state's ``position``, or the state itself where it has none.
 
     Returns:
-        Reports ``log_density`` as the kernel tells it, not per datum; 0 where it tells none. If the kernel's ``init`` takes a
-        random key, pass ``kernel._replace(init=…)`` that splits one off first: here it is called with parameters alone, and
-        with ``rng_key`` where it asks for that name.
+        Reports ``log_density`` as the kernel tells it, not per datum; 0 where it tells none. If the kernel's ``init``
+        takes a random key, pass ``kernel._replace(init=…)`` that splits one off first: here it is called with
+        parameters alone, and with ``rng_key`` where it asks for that name.
     """
     place = position or (lambda state: getattr(state, "position", state))
 

@@ -2,8 +2,8 @@ r"""Control variates: gradients of minibatches without most of their noise, near
 
 .. math:: \hat g(\theta) = g_B(\theta) - g_B(\theta_0) + g_D(\theta_0)
 
-for minibatch :math:`B`, all data :math:`D`, and a centre :math:`\theta_0`. It stays unbiased; its noise vanishes at the centre
-and grows with the distance from it, so the centre should be a mode, and chains should stay near.
+for minibatch :math:`B`, all data :math:`D`, and a centre :math:`\theta_0`. It stays unbiased; its noise vanishes at
+the centre and grows with the distance from it, so the centre should be a mode, and chains should stay near.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ class Centred(NamedTuple):
 
 
 def control_variates(target: Target, data: Batch) -> Target:
-    """The same log density with quieter gradients, at twice the cost per step and one sweep over the data in the beginning.
+    """The same log density with quieter gradients, at twice the cost per step and one sweep over the data before.
 
     Every chain's centre is its starting point: start it from a trained ensemble member, not from random parameters.
 

@@ -55,6 +55,13 @@ def ess(samples: PosteriorSamples, values: Float[Array, "S *shape"]) -> Float[Ar
     return _diagnosed(samples, values, ess_bulk, "The effective sample size")
 
 
+def ess_tail(samples: PosteriorSamples, values: Float[Array, "S *shape"]) -> Float[Array, "*shape"]:
+    """Effective sample size for the 5 % and 95 % quantiles, the smaller one; arguments and errors as for ``rhat``."""
+    from blackjax.diagnostics import ess_tail as blackjax_ess_tail
+
+    return _diagnosed(samples, values, blackjax_ess_tail, "The effective sample size")
+
+
 def _diagnosed(samples, values, function, name: str):
     table = by_chain(samples, values)
     chains, draws = table.shape[:2]

@@ -49,4 +49,3 @@ def roots(scaling: Preconditioner, state: Any) -> Params:
 def drifted(params: Params, time: Array, root: Params, momentum: Params) -> Params:
     r"""Positions after a drift, :math:`\theta + t \sqrt G\, p`."""
     return jax.tree.map(lambda x, r, p: x + (time * r * p).astype(x.dtype), params, root, momentum)
-

@@ -194,7 +194,9 @@ def _plan(steps: int, burn_in: int, thin: int, keep: Callable[[int], bool] | Non
     """Draws end a segment, and in between a segment is about a hundredth of the run, so that progress is seen."""
     draws = frozenset(n for n in range(burn_in + thin, steps + 1, thin) if keep is None or keep(n))
     if not draws:
-        raise ValueError(f"`keep` must keep at least one of the draws after {burn_in + thin}, … {steps} steps. Got none.")
+        raise ValueError(
+            f"`keep` must keep at least one of the draws after {burn_in + thin}, … {steps} steps. Got none."
+        )
     chunk = min(1000, max(25, -(-steps // 100)))
     ends = tuple(sorted(draws | set(range(chunk, steps, chunk)) | ({burn_in} if burn_in else set()) | {steps}))
     longest = max(b - a for a, b in zip((0, *ends), ends, strict=False))

@@ -1,9 +1,10 @@
 r"""SG-MCMC whose trajectories are accepted or rejected with the density of all data: exact in spite of minibatch noise.
 
-After ``length`` steps of a reversible integrator on minibatch gradients, the end is accepted with probability min(1, a).
-Otherwise the chain returns to the start of the trajectory with its momentum reversed.
+After ``length`` steps of a reversible integrator on minibatch gradients, the end is accepted with probability min(1,
+a). Otherwise the chain returns to the start of the trajectory with its momentum reversed.
 
-``sggmc``, steps O B A B O with two halves of the minibatch, :math:`K = |p|^2/2` after the first O and before the second:
+``sggmc``, steps O B A B O with two halves of the minibatch, :math:`K = |p|^2/2` after the first O and before the
+second:
 
 .. math:: \log a = \tfrac NT \Big[ \ell_D(\theta') - \ell_D(\theta) - \sum_k (K'_k - K_k) \Big]
 
@@ -13,8 +14,8 @@ Otherwise the chain returns to the start of the trajectory with its momentum rev
    p' = \frac{(1 - h\gamma)\, p + h \sqrt G\, g + \sqrt{4 h \gamma T/N}\; \xi}{1 + h \gamma}, \qquad
    \log a = \tfrac NT \Big[ \ell_D(\theta') - \ell_D(\theta) - \sum_k \tfrac h2 \sqrt G\, g_k \cdot (p_k + p'_k) \Big]
 
-with :math:`\ell_D` the log density of all data per datum, N = ``target.size``, T = ``temperature``. The argument holds for every
-sequence of minibatches by itself, hence for epochs without replacement, too.
+with :math:`\ell_D` the log density of all data per datum, N = ``target.size``, T = ``temperature``. The argument
+holds for every sequence of minibatches by itself, hence for epochs without replacement, too.
 
 Reference:
     Garriga-Alonso and Fortuin, arXiv:2102.01691 (2021); Zhang, Cooper and De Sa, AISTATS (2020), arXiv:2003.00193.
@@ -110,7 +111,7 @@ def amagold(
     temperature: float = 1.0,
     diagonal: Params | None = None,
 ) -> Algorithm:
-    """Amortised Metropolis-adjusted underdamped Langevin sampling; one gradient per step. Arguments as for ``sggmc``."""
+    """Amortised Metropolis-adjusted Langevin sampling; one gradient per step. Arguments as for ``sggmc``."""
 
     def advance(key, state: CorrectedState, batch, h, root, kT):
         key_target, key_noise = jax.random.split(key)

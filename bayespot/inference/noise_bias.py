@@ -1,8 +1,9 @@
 r"""How much the noise of minibatches widens a sampled posterior, and the largest step at which that is tolerable.
 
-Along a direction with curvature :math:`\lambda` and gradient noise of variance :math:`\sigma^2` per frame, the iterates are linear
-in the noise. A step of SGLD is :math:`x \leftarrow (1 - \epsilon\lambda) x + \epsilon \eta`, one of SGHMC a linear map of position
-and momentum. Minibatches of n out of N frames, drawn without replacement within an epoch, have
+Along a direction with curvature :math:`\lambda` and gradient noise of variance :math:`\sigma^2` per frame, the
+iterates are linear in the noise. A step of SGLD is :math:`x \leftarrow (1 - \epsilon\lambda) x + \epsilon \eta`, one
+of SGHMC a linear map of position and momentum. Minibatches of n out of N frames, drawn without replacement within an
+epoch, have
 
 .. math:: \operatorname{Var} \eta = \frac{\sigma^2}{n} \frac{N - n}{N - 1}, \qquad
           \operatorname{Cov}(\eta, \eta') = - \frac{\sigma^2}{N - 1} \ \text{within an epoch},
@@ -24,7 +25,7 @@ from scipy.linalg import solve_discrete_lyapunov
 from bayespot.inference.full_data import full_value_and_grad
 from bayespot.inference.target import Batch, Target
 from bayespot.tree import length, take
-from bayespot.typing import Array, Float, Key, Params
+from bayespot.typing import Float, Key, Params
 
 
 class GradientNoise(NamedTuple):

@@ -1,14 +1,14 @@
 r"""Replica exchange: copies of a chain at several temperatures, of which neighbours swap their parameters.
 
-The hot copies cross barriers, the cold one samples the posterior. For copies *i*, *j* at :math:`T_i < T_j`, a swap is accepted
-with probability min(1, a),
+The hot copies cross barriers, the cold one samples the posterior. For copies *i*, *j* at :math:`T_i < T_j`, a swap is
+accepted with probability min(1, a),
 
 .. math:: \log a = N \Delta\, (\hat\ell_j - \hat\ell_i) - \tfrac12 N^2 \Delta^2 s^2, \qquad
           \Delta = \frac1{T_i} - \frac1{T_j},
 
-with the minibatch estimate :math:`\hat\ell` of the log density per datum. The second term is the penalty for the variance
-:math:`s^2` of the estimated difference; for Gaussian noise of known variance it restores detailed balance exactly. :math:`s^2` is a
-running mean of what the two halves of each minibatch say.
+with the minibatch estimate :math:`\hat\ell` of the log density per datum. The second term is the penalty for the
+variance :math:`s^2` of the estimated difference; for Gaussian noise of known variance it restores detailed balance
+exactly. :math:`s^2` is a running mean of what the two halves of each minibatch say.
 
 Reference:
     Deng, Feng, Gao, Liang and Lin, ICML (2020), arXiv:2008.05367; the penalty: Ceperley and Dewing, J. Chem. Phys.
@@ -17,6 +17,7 @@ Reference:
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -56,15 +57,15 @@ def replica_exchange(
         every: steps between attempts; even and odd pairs take turns.
 
     Raises:
-        ValueError: for fewer than two temperatures, ones that do not rise, or ``every`` below 1. A minibatch must have at
-            least two frames.
+        ValueError: for fewer than two temperatures, ones that do not rise, or ``every`` below 1. A minibatch must
+            have at least two frames.
     """
     ladder = tuple(float(t) for t in temperatures)
-    if len(ladder) < 2 or not 0 < ladder[0] or any(b <= a for a, b in zip(ladder, ladder[1:], strict=False)):
+    if len(ladder) < 2 or not ladder[0] > 0 or any(b <= a for a, b in pairwise(ladder)):
         raise ValueError(f"temperatures must be at least two positive, rising numbers. Got {ladder}.")
     if every < 1:
         raise ValueError(f"every must be at least 1. Got {every}.")
-    inverse = jnp.asarray([1 / a - 1 / b for a, b in zip(ladder, ladder[1:], strict=False)])
+    inverse = jnp.asarray([1 / a - 1 / b for a, b in pairwise(ladder)])
     count = len(ladder)
     cold = make(ladder[0])
 
@@ -76,7 +77,10 @@ def replica_exchange(
     def step(key: Key, state: ReplicaState, batch: Batch):
         one, two = jax.random.split(key)
         copies, infos = _mapped(
-            lambda k, t, copy: make(t).step(k, copy, batch), jax.random.split(one, count), jnp.asarray(ladder), state.copies
+            lambda k, t, copy: make(t).step(k, copy, batch),
+            jax.random.split(one, count),
+            jnp.asarray(ladder),
+            state.copies,
         )
         moved = state._replace(copies=copies, step=state.step + 1)
         new = at_times(moved.step % every == 0, lambda k, s: swapped(k, s, batch), two, moved)
@@ -110,7 +114,9 @@ def _density_of_halves(key: Key, target: Target, params_of: Callable, copies: An
     """Log density per datum of every copy, from each half of a minibatch; the gradients are not computed."""
     frames = length(batch)
     if frames < 2:
-        raise ValueError(f"replica_exchange compares two halves of a minibatch. Got batch_size = {frames}. Use at least 2.")
+        raise ValueError(
+            f"replica_exchange compares two halves of a minibatch. Got batch_size = {frames}. Use at least 2."
+        )
     rows = jnp.arange(frames // 2 * 2).reshape(2, -1)
     number = length(copies)
 

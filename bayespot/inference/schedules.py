@@ -67,7 +67,8 @@ class Cycle(NamedTuple):
     Attributes:
         step_size: ``step → ε``.
         temperature: ``step → T``.
-        sampling: ``number of steps done → bool``, whether the last of them was a sampling step; the ``keep`` of ``infer``.
+        sampling: ``number of steps done → bool``, whether the last of them was a sampling step; the ``keep`` of
+            ``infer``.
     """
 
     step_size: Schedule
@@ -84,9 +85,10 @@ def cyclical(
               + \tfrac12 (\epsilon_\mathrm{first} - \epsilon_\mathrm{last}) \big[ 1 + \cos(\pi\, r_k) \big],
               \quad r_k = (k \bmod L) / L
 
-    While :math:`r_k` is below ``explore`` the temperature is ``hot``: 0, as in the paper, is plain optimisation, which large steps and
-    minibatch noise must carry to other modes; a value far above 1 crosses barriers by heat. Either way a mode gets the weight with which
-    it attracts that phase, which is its posterior weight only by symmetry.
+    While :math:`r_k` is below ``explore`` the temperature is ``hot``: 0, as in the paper, is plain optimisation,
+    which large steps and minibatch noise must carry to other modes; a value far above 1 crosses barriers by heat.
+    Either way a mode gets the weight with which it attracts that phase, which is its posterior weight only by
+    symmetry.
 
     Args:
         first: largest step size, at the beginning of every cycle.
@@ -97,8 +99,8 @@ def cyclical(
         hot: temperature while exploring.
 
     Raises:
-        ValueError: unless 0 < last ≤ first, 0 ≤ explore < 1, a cycle has two steps, the temperature is positive and ``hot``
-            not negative.
+        ValueError: unless 0 < last ≤ first, 0 ≤ explore < 1, a cycle has two steps, the temperature is positive and
+            ``hot`` not negative.
 
     Reference:
         Zhang, Li, Zhang, Chen and Wilson, ICLR (2020), arXiv:1902.03932, eq. 1 and algorithm 1.

@@ -8,9 +8,9 @@ One step is A B D O D B A, with one gradient of a fresh minibatch in its middle:
    \mathrm D:\ \xi \leftarrow \xi + \frac{h}{2\tau^2} \Big( \frac{N |p|^2}{d\,T} - 1 \Big), \quad
    \mathrm O:\ p \leftarrow e^{-\xi h} p + \sqrt{\frac{\gamma T}{N}\,\frac{1 - e^{-2\xi h}}{\xi}}\; \eta
 
-The injected noise is that of a friction γ. Where the gradient adds noise of its own, the same in all directions, ξ settles above γ
-by just what keeps the momenta at temperature T. Noise that differs between directions is balanced only on average; with
-``thermostats="leaf"`` on average over every array of parameters.
+The injected noise is that of a friction γ. Where the gradient adds noise of its own, the same in all directions, ξ
+settles above γ by just what keeps the momenta at temperature T. Noise that differs between directions is balanced
+only on average; with ``thermostats="leaf"`` on average over every array of parameters.
 
 ======================  =====================================
 :math:`h`               ``step_size(k)``

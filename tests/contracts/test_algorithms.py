@@ -81,7 +81,7 @@ def test_one_diverged_chain_leaves_the_others_bit_identical(algorithm, key):
 def test_samplers_share_no_noise_between_chains(name, thin, key):
     # 149 increments of 20 chains started alike: for each of the 190 pairs correlation 0 with standard error 1/√447 =
     # 0.047, below 5.3 of them with probability 1 − 2e-5; their mean within 5 of 0.047/√190. Minibatches differ between
-    # the chains too, so all of their randomness is seen. Where momenta persist, for some 5 steps, increments are longer.
+    # the chains too, so all of their randomness is seen. Momenta persist for some 5 steps, hence thin.
     same = {"a": jnp.zeros((20, 3)) + jnp.asarray(MEAN)}
     options = {"steps": 150 * thin, "thin": thin, "burn_in": 0, "batch_size": 8, "progress": False}
     samples = infer(key, ALGORITHMS[name], same, DATA, **options)

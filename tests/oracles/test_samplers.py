@@ -1,7 +1,7 @@
 """Every sampler against the exact posterior of Bayesian linear regression, and the modes of a mixture.
 
-Error budget of the variances: 64 chains of 200 draws, 20 steps apart where correlation times are 10 steps or less, hold more than
-10 000 effective draws: relative standard error 1.4 % or less, of which 5 % are 3.5 or more.
+Error budget of the variances: 64 chains of 200 draws, 20 steps apart where correlation times are 10 steps or less,
+hold more than 10 000 effective draws: relative standard error 1.4 % or less, of which 5 % are 3.5 or more.
 """
 
 import jax
@@ -26,7 +26,7 @@ DATA, TARGET, MEAN, COVARIANCE = make(rows=ROWS)
 FASTEST = (np.linalg.eigvalsh(np.linalg.inv(COVARIANCE)).max() / ROWS) ** -0.5  # 1/√λ_max
 QUIET = control_variates(TARGET, DATA)
 
-# Name: algorithm at a temperature, batch size, h·√λ_max in the comment where the step is large for the method.
+# name: algorithm at a temperature, and batch size
 SAMPLERS = {
     "sghmc": (lambda t: sghmc(TARGET, constant(0.8 * FASTEST), friction=1 / FASTEST, temperature=t), None),
     "sghmc, control variates": (
@@ -36,7 +36,9 @@ SAMPLERS = {
         lambda t: sgnht(TARGET, constant(0.5 * FASTEST), friction=1 / FASTEST, relaxation=4 * FASTEST, temperature=t),
         None,
     ),
-    "sggmc": (lambda t: sggmc(TARGET, DATA, constant(0.4 * FASTEST), friction=1 / FASTEST, length=4, temperature=t), 16),
+    "sggmc": (
+        lambda t: sggmc(TARGET, DATA, constant(0.4 * FASTEST), friction=1 / FASTEST, length=4, temperature=t), 16,
+    ),
     "amagold": (
         lambda t: amagold(TARGET, DATA, constant(0.4 * FASTEST), friction=0.5 / FASTEST, length=4, temperature=t), 16,
     ),
@@ -70,7 +72,9 @@ def mixture(weight: float, size: int = 32) -> tuple[Target, dict]:
 
     z = np.random.default_rng(3).normal(size=size)
     data = {"z": jnp.asarray(z - z.mean())}
-    parts = dist.MixtureSameFamily(dist.Categorical(jnp.array([weight, 1 - weight])), dist.Normal(jnp.array([-2.0, 2.0]), 0.5))
+    parts = dist.MixtureSameFamily(
+        dist.Categorical(jnp.array([weight, 1 - weight])), dist.Normal(jnp.array([-2.0, 2.0]), 0.5)
+    )
 
     def value_and_grad(key, params, state, batch):
         def value(p):

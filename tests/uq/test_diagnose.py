@@ -1,0 +1,68 @@
+"""Verdicts about chains whose correlation is known: AR(1) series, all of one shape, because each shape is compiled."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bayespot.records.posterior import as_samples
+from bayespot.tree import replace
+from bayespot.uq.diagnose import diagnose
+
+
+def chains(number=4, draws=400, memory=0.0, apart=0.0, seed=0, components=3):
+    """Samples of ``number`` chains, and AR(1) values with this correlation of neighbours, chains shifted ``apart``."""
+    rng = np.random.default_rng(seed)
+    x = np.zeros((number, draws, components))
+    x[:, 0] = rng.normal(size=(number, components))
+    for n in range(1, draws):
+        x[:, n] = memory * x[:, n - 1] + np.sqrt(1 - memory**2) * rng.normal(size=(number, components))
+    x = x + apart * np.arange(number)[:, None, None]
+    samples = as_samples({"a": jnp.zeros(number * draws)}, {})
+    samples = replace(samples, chain=jnp.repeat(jnp.arange(number), draws), draw=jnp.tile(jnp.arange(draws), number))
+    return samples, {"energy": x.reshape(number * draws, components)}
+
+
+def test_independent_chains_are_fine():
+    found = diagnose(*chains())
+    (row,) = found.rows
+    assert found.verdict.startswith("No sign of trouble")
+    assert row.rhat < 1.01
+    assert 0.2 / 400 < row.between < 3 / 400  # 1/D for independent draws, of 3 degrees of freedom
+    # 1600 independent draws; an estimate of the ESS scatters by some 10 %
+    assert 1200 < row.ess_bulk < 2000
+    np.testing.assert_allclose(row.mcse, row.ess_bulk**-0.5)
+    assert "energy" in str(found)
+    assert "4 chains of 400 draws" in str(found)
+
+
+def test_correlation_shows_in_the_effective_size():
+    found = diagnose(*chains(memory=0.6), level=0.99)
+    # n (1 − ρ)/(1 + ρ) = 1600/4 = 400; the smallest of three estimates, each ± 15 %
+    assert 250 < found.rows[0].ess_bulk < 480
+    assert found.verdict.startswith(("No sign", "Usable with care"))
+    few = diagnose(*chains(memory=0.6), level=0.999)  # 2000 would be needed
+    assert "too few for the ends of a 0.999 interval" in few.verdict
+
+
+def test_what_keeps_chains_from_being_used():
+    apart = diagnose(*chains(apart=3.0))
+    assert apart.verdict.startswith("The chains stay apart")
+    assert "of 4 independent" in apart.verdict
+    assert apart.rows[0].between > 5
+    slow = diagnose(*chains(memory=0.99, seed=1))  # memory of 200 steps in chains of 400
+    assert slow.rows[0].rhat > 1.1
+    assert slow.verdict.startswith(("Do not use", "The chains stay apart"))
+
+
+def test_only_what_moves_and_is_finite_counts():
+    samples, values = chains()
+    padded = {"energy": np.insert(values["energy"], 1, 7.0, axis=1)}
+    assert diagnose(samples, padded).rows[0].components == 3
+    with pytest.raises(ValueError, match="same value"):
+        diagnose(samples, {"energy": np.ones(1600)})
+    values["energy"][3, 0] = np.nan
+    with pytest.raises(ValueError, match="must be finite"):
+        diagnose(samples, values)
+    ensemble = as_samples({"a": jnp.zeros(8)}, {})
+    with pytest.raises(ValueError, match="at least 2 chains of 8 draws"):
+        diagnose(ensemble, {"energy": np.arange(8.0)})
