@@ -130,7 +130,7 @@ def _adapted(family, target: Target, data: Batch, warm_up, temperature, acceptan
     kernel = family.build_kernel()
 
     def init(key: Key, params: Params) -> KernelState:
-        (state, tuned), _ = adaptation.run(_raw(key), params, num_steps=warm_up)
+        (state, tuned), _ = adaptation.run(_raw(key), params, warm_up)
         tuned = {k: v for k, v in tuned.items() if k not in settings}
         return KernelState(state, tuned, jnp.zeros((), jnp.int32))
 

@@ -143,11 +143,11 @@ def _corrected(target, data, step_size, friction, length, temperature, diagonal,
 
     def init(key: Key, params: Params) -> CorrectedState:
         keys = jax.random.split(key, 3)
-        momentum = thermal(keys[0], params, heat(0))
+        start = jnp.zeros((), jnp.int32)
+        momentum = thermal(keys[0], params, heat(start))
         inner = target.init(keys[1], params)
         value = whole(keys[2], params, inner)
         zero = jnp.zeros((), value.dtype)
-        start = jnp.zeros((), jnp.int32)
         return CorrectedState(params, momentum, params, momentum, value, zero, zero, inner, start)
 
     def step(key: Key, state: CorrectedState, batch: Batch):

@@ -134,7 +134,7 @@ def _verdict(rows: tuple[Row, ...], chains: int, level: float) -> str:
     value = f"R-hat {worst.rhat:.3g} of {worst.quantity}"
     if worst.rhat > 1.1 and max(r.between for r in rows) > 1.0:
         return (
-            f"The chains stay apart ({value}): each explores a place of its own, and only the spread between them counts, "
+            f"The chains stay apart ({value}): each explores a place of its own; only the spread between them counts, "
             f"of {chains} independent pieces of information. Use more chains, or treat them as an ensemble."
         )
     if worst.rhat > 1.1:
