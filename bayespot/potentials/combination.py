@@ -6,6 +6,9 @@ Coefficients and members are parameters alike. With :math:`c_t = 1/n` it is the 
 :math:`c_t = (1-\alpha)/n + \alpha\delta_{st}` its member *s* moved away from that mean (``bayespot.recalibrate``).
 """
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
 
@@ -38,15 +41,23 @@ def combination(potential: Potential, members: int) -> Potential:
         stacked = jax.vmap(potential.init)(jax.random.split(key, members))
         return {"members": stacked, "coefficient": jnp.full(members, 1 / members)}
 
+    spec = {"name": "combination", "potential": potential.spec, "members": int(members)}
+    atom_energies = _combined(potential.atom_energies, members)
+    return Potential(init, atom_energies, potential.cutoff, potential.species, spec)
+
+
+@lru_cache(maxsize=8)
+def _combined(single: Callable, members: int) -> Callable:
+    """The same function for the same facts, so that a posterior recalibrated again does not compile again."""
+
     def atom_energies(params: Params, system: System, neighbors: Neighbors) -> Float[Array, " N"]:
         def term(one: tuple[Array, Params]) -> Float[Array, " N"]:
             coefficient, own = one
-            energies = potential.atom_energies(own, system, neighbors)
+            energies = single(own, system, neighbors)
             return coefficient.astype(energies.dtype) * energies
 
         size = default_batch_size(members)
         terms = (params["coefficient"], params["members"])
         return jax.lax.map(term, terms, batch_size=size if size > 1 else None).sum(0)
 
-    spec = {"name": "combination", "potential": potential.spec, "members": int(members)}
-    return Potential(init, atom_energies, potential.cutoff, potential.species, spec)
+    return atom_energies

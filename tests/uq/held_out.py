@@ -1,6 +1,7 @@
 """Held-out labels and predictions of known quality, made without a potential."""
 
-import jax.numpy as jnp
+from functools import cache
+
 import numpy as np
 
 from bayespot.records.dataset import Dataset, dataset
@@ -10,28 +11,30 @@ from bayespot.uq.predict import Prediction
 MANY = 10_000  # samples whose spread is practically known
 
 
+@cache
 def empty(frames: int, atoms: int, species=(14,), group=None) -> Dataset:
     """Frames of equal size with forces of zero, to be replaced."""
     kinds = np.resize(species, atoms)
     place = 3.0 * np.arange(atoms)[:, None] * np.ones(3)
     force = list(np.zeros((frames, atoms, 3)))
+    group = list(group) if group else None
     return dataset([system(place, kinds) for _ in range(frames)], 1.0, forces=force, energy=[0.0] * frames, group=group)
 
 
 def prediction(forces, uncertainty, samples: int = MANY, energy=None, energy_uncertainty=None) -> Prediction:
     m = len(forces)
-    zero = jnp.zeros(m)
-    stress = jnp.zeros((m, 3, 3))
+    zero = np.zeros(m)
+    stress = np.zeros((m, 3, 3))
     return Prediction(
-        energy=zero if energy is None else jnp.asarray(energy),
-        forces=jnp.asarray(forces),
+        energy=zero if energy is None else energy,
+        forces=forces,
         stress=stress,
-        energy_uncertainty=zero if energy_uncertainty is None else jnp.asarray(energy_uncertainty),
-        forces_uncertainty=jnp.asarray(uncertainty),
+        energy_uncertainty=zero if energy_uncertainty is None else energy_uncertainty,
+        forces_uncertainty=uncertainty,
         stress_uncertainty=stress,
         noise={},
         members={},
-        log_weight=jnp.zeros(samples),
+        log_weight=np.zeros(samples),
     )
 
 

@@ -1,4 +1,4 @@
-"""Scores against their definitions, quadrature, SciPy and brute-force resampling; calibration of data of known quality."""
+"""Scores against definitions, quadrature, SciPy and brute-force resampling; calibration of data of known quality."""
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +199,7 @@ def test_intervals_come_from_the_differences_between_frames():
 
 
 def test_rows_by_quantity_group_and_species():
-    names = ["cold", "hot"] * 150
+    names = ("cold", "hot") * 150
     pred, data = scored(species=(1, 8, 8, 8), group=names)
     energy = np.random.default_rng(6).normal(size=300)
     pred = replace(pred, energy_uncertainty=jnp.full(300, 4.0))
@@ -224,7 +224,7 @@ def test_rows_by_quantity_group_and_species():
 
 
 def test_a_shifted_set_stands_beside():
-    first, shifted = scored(), scored(promised=0.5, seed=7, group=["a", "b"] * 150)
+    first, shifted = scored(), scored(promised=0.5, seed=7, group=("a", "b") * 150)
     rows = compare_calibration(jax.random.key(0), {"300 K": first, "1200 K": shifted}, {"forces": 0.0}, ["forces"], 50)
     assert [(r.group, r.species) for r in rows] == [("300 K", 0), ("1200 K", 0)]
     assert rows[0].zms.upper < 1.3 < 3 < rows[1].zms.lower
