@@ -207,11 +207,12 @@ def recalibrate(potential: Potential, samples: PosteriorSamples, alpha: float) -
     its derivatives. Means stay, spreads are multiplied by α; weights, noise scales and all records of the sampling stay
     too.
 
-    **Cost.** Every evaluation of one sample is an evaluation of all S: a time step costs S times one of the old
-    samples, a simulation with all samples S² steps. A sample must hold the parameters of all, because parameters
-    are arguments of compiled code. In the memory of the host they are held once (arrays of stride zero), in a file that
-    ``save`` writes and in ``propagate`` on the device S times: so save the old samples and α, and recalibrate after
-    loading, and thin a long chain before.
+    **Cost.** Every evaluation of one sample is an evaluation of all S: a time step costs up to S times one of the old
+    samples (less where a part that does not depend on the parameters, such as a descriptor, prevails), a simulation
+    with all samples up to S² times one with a single old one. A sample must hold the parameters of all, because
+    parameters are arguments of compiled code. In the memory of the host all are held once (arrays of stride zero), in a
+    file that ``save`` writes, and on the device in ``propagate``, S times, which makes S² models. So thin a long chain
+    before, and keep the old samples and α rather than the new ones.
 
     To change the factor, start from the old samples again rather than from recalibrated ones, which would work but cost
     S² models per evaluation.
