@@ -7,9 +7,9 @@ Labels are sorted by their predicted standard deviation *u* into *K* bins of equ
           \approx \mathrm{ENCE}_0 + c\,\sqrt K .
 
 The second term is statistical noise, which honest uncertainties have too (:math:`c = 1/\sqrt{\pi n}` for *n*
-Gaussian labels); the intercept of a straight line through several *K* is free of it, and zero for honest uncertainties. It stays
-slightly positive where *u* differs much within a bin (simulated with a standard deviation of ln *u* of 0.6: mean
-0.0017, scatter 0.0126 for 2400 labels; 0.06, 0.14 for 60).
+Gaussian labels); the intercept of a straight line through several *K* is free of it, and zero for honest
+uncertainties. It stays slightly positive where *u* differs much within a bin (simulated with a standard deviation of
+ln *u* of 0.6: mean 0.0017, scatter 0.0126 for 2400 labels; 0.06, 0.14 for 60).
 
 References: Levi, Gispan, Giladi and Fetaya, *Sensors* 22, 5540 (2022); Pernot, arXiv:2305.11905 (2023).
 """
