@@ -22,6 +22,7 @@ _NAMES = {
     "potentials.descriptor_mlp": "descriptor_mlp",
     "potentials.dimenet": "dimenet",
     "potentials.scale_shift": "scale_shift",
+    "potentials.combination": "combination",
     "potentials.teacher": "label add_noise",
     "inference.priors": "prior flat normal scaled_normal",
     "targets.force_matching": "Noise force_matching",
@@ -56,8 +57,13 @@ _NAMES = {
     "uq.variance": "block_independence",
     "uq.predict": "Prediction predict prediction_errors error_table",
     "uq.diagnose": "Diagnosis diagnose",
-    "uq.calibration": "Reliability coverage calibration_table",
-    "plots": "plot_interval plot_reliability plot_learning plot_parity",
+    "uq.calibration": "Reliability z_scores coverage pit calibration_table",
+    "uq.resampling": "Estimate",
+    "uq.ence": "BinnedErrors binned_errors",
+    "uq.scores": "Calibration calibration compare_calibration calibration_report",
+    "uq.recalibration": "Recalibration recalibration_factor recalibrate recalibrate_prediction",
+    "uq.conformal": "Conformal conformal_factor conformal_interval",
+    "plots": "plot_interval plot_reliability plot_pit plot_binned_errors plot_learning plot_parity",
     "errors": "Status DataError FailedSamples",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}

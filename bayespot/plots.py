@@ -92,6 +92,87 @@ def plot_reliability(curves: Reliability | list[Reliability], ax: Axes | None = 
     return ax
 
 
+def plot_pit(
+    prediction: Prediction,
+    data: Dataset,
+    quantity: str = "forces",
+    noise: float | None = None,
+    bins: int = 10,
+    ax: Axes | None = None,
+) -> Axes:
+    """Histogram of the predictive distribution function at the labels (``pit``); flat for honest uncertainties.
+
+    Error bars are one standard error from the differences between frames.
+
+    Args:
+        prediction: for the frames of ``data``.
+        data: labelled frames that were not used for training.
+        quantity: ``"forces"``, ``"energy"`` (per atom) or ``"stress"``.
+        noise: standard deviation of the label noise; default what the samples inferred.
+        bins: number of bins between 0 and 1.
+        ax: where to draw; default a new figure.
+
+    Raises:
+        ValueError: as ``pit``, or for fewer than two bins.
+    """
+    from bayespot.uq.calibration import pit, standard_error
+
+    if bins < 2:
+        raise ValueError(f"A histogram needs at least two bins. Got {bins}.")
+    value, frame = pit(prediction, data, quantity, noise)
+    inside = np.minimum((value * bins).astype(int), bins - 1)[:, None] == np.arange(bins)
+    share = inside.mean(0)
+    error = bins * standard_error(inside - share, frame, len(value))
+    ax = _axes(ax)
+    middle = (np.arange(bins) + 0.5) / bins
+    bars = {"width": 1 / bins, "color": SKY, "edgecolor": "white", "label": f"{quantity}, {len(value)} labels"}
+    ax.bar(middle, bins * share, **bars)
+    ax.errorbar(middle, bins * share, np.nan_to_num(error), fmt="none", ecolor=BLUE, capsize=2, lw=1.2)
+    ax.axhline(1.0, color="black", ls="--", lw=1, label="honest")
+    top = 1.25 * max(1.0, bins * share.max())
+    ax.set(xlabel="predictive distribution function at the label", ylabel="density", xlim=(0, 1), ylim=(0, top))
+    ax.legend(frameon=False, fontsize="small", loc="upper center", ncols=2)
+    return ax
+
+
+def plot_binned_errors(
+    prediction: Prediction,
+    data: Dataset,
+    quantity: str = "forces",
+    noise: float | None = None,
+    bins: int = 12,
+    ax: Axes | None = None,
+) -> Axes:
+    """Root-mean-square error against predicted standard deviation, in bins of equal number: what ENCE sums up.
+
+    On the diagonal uncertainties are honest, above it too small. Error bars are one standard error from the differences
+    between frames. With few samples and little noise the curve is flatter than the diagonal even for an honest
+    posterior, because the largest of the predicted standard deviations are those estimated too large.
+
+    Args:
+        prediction, data, quantity, noise, ax: as for ``plot_pit``.
+        bins: number of bins.
+
+    Raises:
+        ValueError: as ``binned_errors``.
+    """
+    from bayespot.uq.ence import binned_errors
+    from bayespot.uq.predict import QUANTITIES
+
+    found = binned_errors(prediction, data, quantity, noise, bins)
+    ax = _axes(ax)
+    label = f"{quantity}, {found.count.sum()} labels in {bins} bins"
+    style = {"fmt": "o-", "color": BLUE, "ms": 4, "lw": 1.4, "capsize": 2, "label": label}
+    ax.errorbar(found.std, found.rmse, np.nan_to_num(found.error), **style)
+    ends = np.array([min(found.std.min(), found.rmse.min()), max(found.std.max(), found.rmse.max())])
+    ax.plot(ends, ends, color="black", ls="--", lw=1, label="honest")
+    ax.annotate("over-confident", (0.03, 0.72), xycoords="axes fraction", color="0.45", fontsize="small")
+    unit = QUANTITIES[quantity]
+    ax.set(xlabel=f"predicted standard deviation [{unit}]", ylabel=f"root-mean-square error [{unit}]")
+    ax.legend(frameon=False, fontsize="small", loc="upper left")
+    return ax
+
+
 def plot_learning(samples: PosteriorSamples, ax: Axes | None = None) -> Axes:
     """Log density of the data in use, and of validation data if there were any, against progress, for every chain.
 

@@ -5,14 +5,24 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from scipy import stats
 
-from bayespot.plots import plot_interval, plot_learning, plot_parity, plot_reliability
+from bayespot.plots import (
+    plot_binned_errors,
+    plot_interval,
+    plot_learning,
+    plot_parity,
+    plot_pit,
+    plot_reliability,
+)
 from bayespot.records.dataset import dataset
 from bayespot.records.interval import Interval
 from bayespot.records.posterior import PosteriorSamples
 from bayespot.records.system import system
+from bayespot.tree import replace
 from bayespot.uq.calibration import Reliability
 from bayespot.uq.predict import Prediction
+from tests.uq.held_out import empty, prediction
 
 mpl.use("Agg")
 
@@ -105,3 +115,42 @@ def test_parity():
     assert f"RMSE {np.sqrt((error**2).mean()):.3g} eV/Å, 60 labels" in ax.get_title()
     with pytest.raises(ValueError, match="with labels"):
         plot_parity(prediction, data, "stress")
+
+
+def held_out(samples=10_000):
+    """40 frames of 5 atoms, predicted with twice the right uncertainty."""
+    rng = np.random.default_rng(1)
+    spread = np.exp(0.5 * rng.normal(size=(40, 5, 3)))
+    data = replace(empty(40, 5), forces=jnp.asarray(spread * rng.normal(size=spread.shape)))
+    return prediction(np.zeros(spread.shape), 2 * spread, samples), data
+
+
+def test_pit():
+    pred, data = held_out()
+    ax = plot_pit(pred, data, noise=0.0, bins=5)
+    z = np.asarray(data.forces / pred.forces_uncertainty).ravel()
+    expected = np.histogram(stats.t.cdf(z / np.sqrt(1 + 1e-4), 9999), 5, (0, 1), density=True)[0]
+    np.testing.assert_allclose([bar.get_height() for bar in ax.patches], expected, rtol=1e-12)
+    assert expected[2] > 1.5 > 0.5 > expected[0]  # a hill: the uncertainties are too large
+    # one standard error of a share: labels are independent, so it is the binomial one, known to 1/√(2·39) = 11 %
+    bars = ax.containers[1][2][0].get_segments()
+    found = np.array([(top[1] - bottom[1]) / 2 for bottom, top in bars]) / 5
+    np.testing.assert_allclose(found, np.sqrt(expected / 5 * (1 - expected / 5) / 600), rtol=0.45)
+    assert ax.get_xlabel() == "predictive distribution function at the label"
+    with pytest.raises(ValueError, match="two bins"):
+        plot_pit(pred, data, noise=0.0, bins=1)
+
+
+def test_binned_errors():
+    pred, data = held_out()
+    ax = plot_binned_errors(pred, data, noise=0.0, bins=6)
+    std, error = np.asarray(pred.forces_uncertainty).ravel(), np.asarray(data.forces).ravel()
+    order = np.argsort(std).reshape(6, 100)
+    x, y = ax.get_lines()[0].get_data()
+    np.testing.assert_allclose(x, np.sqrt((std[order] ** 2).mean(1)), rtol=3e-4)  # the factor of Student's t
+    np.testing.assert_allclose(y, np.sqrt((error[order] ** 2).mean(1)), rtol=1e-12)
+    assert (y < x).all()
+    assert ax.get_ylabel() == "root-mean-square error [eV/Å]"
+    # relative standard error of a root mean square of 100 labels: 7 %, itself known to 11 %; 4 sigma
+    bars = ax.containers[0][2][0].get_segments()
+    np.testing.assert_allclose([(b[1, 1] - b[0, 1]) / 2 for b in bars] / y, 1 / np.sqrt(200), rtol=0.45)

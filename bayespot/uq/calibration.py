@@ -8,13 +8,15 @@ central interval of probability p contains a share p of the labels.
 Reference: Pernot, *J. Chem. Phys.* 156, 114109 (2022).
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
 from bayespot.records.dataset import Dataset
 from bayespot.tree import record
-from bayespot.typing import Array, Float
+from bayespot.typing import Array, Float, Int
 from bayespot.uq.predict import Prediction, residuals
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -42,6 +44,75 @@ class Reliability:
     count: int
 
 
+class Comparison(NamedTuple):
+    """Held-out labels of one quantity against their predictive distributions (host, float64), ``n`` labels.
+
+    Attributes:
+        error: label minus posterior mean, ``(n,)``.
+        spread: epistemic variance of a further draw, 1 + 1/S times that of the samples, ``(n,)``.
+        noise: variance of the label noise.
+        samples: effective number S of samples by their weights.
+        frame: number of the frame, ``(n,)``.
+        mask: which entries of the data set's array have a label.
+    """
+
+    error: np.ndarray
+    spread: np.ndarray
+    noise: float
+    samples: float
+    frame: np.ndarray
+    mask: np.ndarray
+
+
+def compare(prediction: Prediction, data: Dataset, quantity: str, noise: float | None = None) -> Comparison:
+    """Labels against predictions; arguments and errors as for ``z_scores``."""
+    if prediction.forces.shape != data.forces.shape:
+        raise ValueError(
+            f"Prediction and data need the same frames. Got {prediction.forces.shape}, {data.forces.shape}."
+        )
+    found = residuals(prediction, data)
+    if quantity not in found or not found[quantity][1].any():
+        raise ValueError(f"Need a quantity with labels in {data.source}, one of {sorted(found)}. Got {quantity!r}.")
+    difference, mask = found[quantity]
+    spread, known = variances(prediction, data, quantity, noise)
+    if not (spread[mask] + known > 0).all():
+        raise ValueError(f"Every predicted standard deviation of {quantity} must be positive. Got zeros or NaN.")
+    return Comparison(-difference[mask], spread[mask], known, _number(prediction), np.nonzero(mask)[0], mask)
+
+
+def variances(
+    prediction: Prediction, data: Dataset, quantity: str, noise: float | None = None
+) -> tuple[np.ndarray, float]:
+    """Variance of a further draw, shaped as the quantity (energies per atom), and that of the label noise (host).
+
+    Raises:
+        ValueError: for noise that neither the samples carry nor the argument tells.
+    """
+    epistemic = np.asarray(getattr(prediction, f"{quantity}_uncertainty"), np.float64)
+    if quantity == "energy":
+        epistemic = epistemic / np.maximum(data.atom_counts, 1)
+    if noise is None and quantity not in prediction.noise:
+        raise ValueError(
+            f"The samples do not carry the noise of {quantity} labels (it was fixed, or they come from elsewhere). "
+            "Pass its standard deviation as noise=…, or noise=0.0 for exact labels."
+        )
+    known = float(prediction.noise[quantity] if noise is None else noise) ** 2
+    return epistemic**2 * (1.0 + 1.0 / _number(prediction)), known
+
+
+def student(compared: Comparison, alpha: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    r"""Scale and degrees of freedom of the predictive Student distributions, both ``(n,)``.
+
+    :math:`s^2 = \alpha^2\sigma^2_\mathrm{epistemic}(1 + 1/S) + \sigma^2_\mathrm{noise}` for draws whose distance
+    from the mean is scaled by ``alpha``; of its two parts only the first is an estimate, from S − 1 degrees of freedom
+    (Welch and Satterthwaite), so :math:`\nu = (S-1)\,s^4/(\alpha^2\sigma^2_\mathrm{epistemic}(1 + 1/S))^2`.
+    """
+    spread = alpha**2 * compared.spread
+    variance = spread + compared.noise
+    freedom = (compared.samples - 1.0) * (variance / np.maximum(spread, 1e-12 * variance)) ** 2
+    return np.sqrt(variance), freedom
+
+
 def z_scores(
     prediction: Prediction, data: Dataset, quantity: str, noise: float | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,32 +132,56 @@ def z_scores(
         ValueError: for an unknown quantity, no labels, a predicted standard deviation of zero, or noise that neither
             the samples carry nor the argument tells.
     """
-    found = residuals(prediction, data)
-    if quantity not in found or not found[quantity][1].any():
-        raise ValueError(f"Need a quantity with labels in {data.source}, one of {sorted(found)}. Got {quantity!r}.")
-    difference, mask = found[quantity]
-    epistemic = np.asarray(getattr(prediction, f"{quantity}_uncertainty"), np.float64)
-    if quantity == "energy":
-        epistemic = epistemic / np.maximum(data.atom_counts, 1)
-    samples = _number(prediction)
-    if noise is None and quantity not in prediction.noise:
-        raise ValueError(
-            f"The samples do not carry the noise of {quantity} labels (it was fixed, or they come from elsewhere). "
-            "Pass its standard deviation as noise=…, or noise=0.0 for exact labels."
-        )
-    known = float(prediction.noise[quantity] if noise is None else noise) ** 2
-    spread = epistemic[mask] ** 2 * (1.0 + 1.0 / samples)
-    variance = spread + known
-    if not (variance > 0).all():
-        raise ValueError(f"Every predicted standard deviation of {quantity} must be positive. Got zeros or NaN.")
-    freedom = (samples - 1.0) * (variance / np.maximum(spread, 1e-12 * variance)) ** 2
-    return -difference[mask] / np.sqrt(variance), freedom, np.nonzero(mask)[0]
+    compared = compare(prediction, data, quantity, noise)
+    scale, freedom = student(compared)
+    return compared.error / scale, freedom, compared.frame
+
+
+def pit(
+    prediction: Prediction, data: Dataset, quantity: str, noise: float | None = None
+) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    r"""Probability integral transform: the predictive distribution function at every held-out label (host).
+
+    :math:`u = F_\nu(z)` with Student's distribution function F and z and ν of ``z_scores``. With honest uncertainties u
+    is uniform between 0 and 1; a histogram shaped like U says that they are too small, one shaped like a hill that they
+    are too large, a slope that the mean is off to one side (``plot_pit``).
+
+    Args:
+        prediction: for the frames of ``data``.
+        data: with labels that were not used for training.
+        quantity: ``"energy"`` (per atom), ``"forces"`` or ``"stress"``.
+        noise: as in ``z_scores``.
+
+    Returns:
+        ``u`` and the number of the frame, both ``(n,)``.
+
+    Raises:
+        ValueError: as ``z_scores``.
+
+    Reference: Gneiting, Balabdaoui and Raftery, *J. R. Stat. Soc. B* 69, 243 (2007).
+    """
+    z, freedom, frame = z_scores(prediction, data, quantity, noise)
+    return stats.t.cdf(z, freedom), frame
 
 
 def _number(prediction: Prediction) -> float:
     """Effective number of samples by their weights."""
     weight = np.exp(np.asarray(prediction.log_weight, np.float64) - np.max(prediction.log_weight))
     return float(weight.sum() ** 2 / (weight**2).sum())
+
+
+def standard_error(centred: np.ndarray, frame: np.ndarray, count) -> np.ndarray:
+    """Standard error of means over ``count`` labels, from the sums over each frame of ``centred`` values ``(n, k)``.
+
+    Frames are independent, labels of one frame need not be. NaN for a single frame.
+    """
+    frames, place = np.unique(frame, return_inverse=True)
+    m = len(frames)
+    if m < 2:
+        return np.full(centred.shape[1], np.nan)
+    sums = np.zeros((m, centred.shape[1]))
+    np.add.at(sums, place, centred)
+    return np.sqrt((sums**2).sum(0) * m / (m - 1)) / count
 
 
 def coverage(
@@ -111,15 +206,10 @@ def coverage(
     promised = 2.0 * stats.t.cdf(np.abs(z), freedom) - 1.0
     inside = promised[:, None] <= levels
     observed = inside.mean(0)
-    frames, place = np.unique(frame, return_inverse=True)
-    sums = np.zeros((len(frames), len(levels)))
-    np.add.at(sums, place, inside - observed)
-    m = len(frames)
-    error = np.sqrt((sums**2).sum(0) * m / max(m - 1, 1)) / len(z) if m > 1 else np.full(len(levels), np.nan)
     return Reliability(
         level=jnp.asarray(levels),
         observed=jnp.asarray(observed),
-        error=jnp.asarray(error),
+        error=jnp.asarray(standard_error(inside - observed, frame, len(z))),
         zms=jnp.asarray((z**2).mean()),
         quantity=quantity,
         count=len(z),

@@ -11,6 +11,7 @@ import pytest
 
 from bayespot.potentials.build import build
 from bayespot.potentials.classical import lennard_jones, stillinger_weber
+from bayespot.potentials.combination import combination
 from bayespot.potentials.descriptor_mlp import from_constants
 from bayespot.potentials.dimenet import dimenet
 from bayespot.potentials.potential import Potential, add, check_compatible, energy_and_forces, energy_forces_stress
@@ -45,6 +46,7 @@ MEMBERS = {
     "repulsion": lambda: Member(repulsion(cutoff=1.7), (14, 22), 1.5),
     "dimenet": lambda: Member(small_dimenet(), (14, 8), 2.5),
     "descriptor_mlp": lambda: Member(small_descriptor_mlp(), (14, 8), 2.5),
+    "combination": lambda: Member(combination(lennard_jones(2.2, 0.4, 4.5), 2), (14, 8), 2.5),
     "add": lambda: Member(add(repulsion(cutoff=3.0), stillinger_weber(14)), (14,), 2.2),
     "scale_shift": lambda: Member(scale_shift(lennard_jones(2.2, 0.4, 4.5), 0.5, {14: -5.4, 8: -2.0}), (14, 8), 2.5),
 }
@@ -213,8 +215,7 @@ def test_smooth_where_a_neighbour_crosses_the_cutoff(name):
     the function has inside, for lengths of variation above 0.01 Å. A step of even 0.1 % would fail.
     """
     potential, species, _ = member(name)
-    cutoff = potential.cutoff
-    sys = molecule(name, atoms=3)
+    sys, cutoff = molecule(name, atoms=3), potential.cutoff
     sys = system(np.vstack([sys.position, np.zeros(3)]), np.resize(species, 4))
     direction = jnp.array([-0.8, -0.36, -0.48])
     nbrs = Neighbors(jnp.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]), jnp.zeros((4, 3, 3), jnp.int8))
