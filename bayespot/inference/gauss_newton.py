@@ -191,7 +191,11 @@ def _precisely(function: Callable) -> Callable:
 
 def _unit_vectors(linear: Callable, like: Array) -> Array:
     """Values of a linear function at all unit vectors, some at a time, stacked."""
-    return jax.lax.map(linear, jnp.eye(like.size, dtype=like.dtype), batch_size=min(_COLUMNS_AT_ONCE, like.size))
+    batches = -(-like.size // _COLUMNS_AT_ONCE)
+    size = -(-like.size // batches)
+    unit = jnp.eye(batches * size, like.size, dtype=like.dtype).reshape(batches, size, like.size)
+    found = jax.lax.map(jax.vmap(linear), unit)  # not batch_size=…, which compiles the remainder a second time
+    return found.reshape(batches * size, *found.shape[2:])[: like.size]
 
 
 class Factor(NamedTuple):

@@ -1,4 +1,4 @@
-r"""Laplace's approximation: the Gaussian whose centre is a mode of the posterior and whose width is the curvature there.
+r"""Laplace's approximation: the Gaussian with its centre at a mode of the posterior and the width of the curvature there.
 
 .. math:: p(\theta \mid D)^{1/T} \approx \mathcal N(\theta_*,\; T H^{-1}), \qquad
           H = \frac{J_E^\top J_E}{\sigma_E^2} + \frac{J_F^\top J_F}{\sigma_F^2} + \frac{J_S^\top J_S}{\sigma_S^2}

@@ -21,7 +21,7 @@ Info = dict[str, Any]
 
 
 class LeastSquares(NamedTuple):
-    r"""A log density whose errors are Gaussian, :math:`-\frac12 \sum_n r_n(\theta)^2 + \log p(\theta)`, up to a constant.
+    r"""A log density of Gaussian errors, :math:`-\frac12 \sum_n r_n(\theta)^2 + \log p(\theta)` up to a constant.
 
     Gaussian approximations need the residuals one by one, because the Gauss–Newton matrix is made of their derivatives.
 

@@ -1,6 +1,7 @@
 """Laplace's approximation where it is exact: models linear in their free parameters, solved by normal equations."""
 
 import inspect
+import json
 import re
 
 import jax
@@ -15,7 +16,7 @@ import bayespot as bp
 import bayespot.inference.gauss_newton as module
 from bayespot.inference.gauss_newton import factorise, gauss_newton, quadratic_form
 from bayespot.inference.laplace import _correlated, laplace
-from bayespot.inference.priors import flat, normal, prior, scaled_normal
+from bayespot.inference.priors import flat, normal, prior
 from bayespot.inference.subset import subset
 from bayespot.inference.target import LeastSquares
 from bayespot.records.posterior import as_samples
@@ -23,10 +24,16 @@ from bayespot.targets.force_matching import Noise, force_matching
 from bayespot.tree import replace
 from bayespot.uq.predict import predict
 from tests.oracles.linear_model import make
-from tests.uq.test_predict import CUTOFF, frames, linear
+from tests.uq.test_predict import frames, linear
 
 DATA, TARGET, MEAN, COVARIANCE = make(dimension=4, condition=100.0)
 SIGMA = {"energy": 0.02, "forces": 0.3, "stress": 0.01}
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch):
+    """Of six frames the second batch is filled up; and four short ones need no second, longer graph to compile."""
+    monkeypatch.setattr(module, "_FRAMES_AT_ONCE", 4)
 
 
 def stacked(params):
@@ -74,7 +81,7 @@ def test_parameters_that_are_no_mode_are_reported(key):
 
 
 def test_float32_needs_no_jitter():
-    # JᵀJ of singular values 1 … 1e-5, summed in float32, would have negative eigenvalues; a weak prior could not mend it
+    # in float32 JᵀJ of singular values 1 … 1e-5 would have negative eigenvalues, which a weak prior could not mend
     rng = np.random.default_rng(0)
     x = (
         np.linalg.qr(rng.normal(size=(64, 20)))[0]
@@ -110,18 +117,17 @@ def labelled():
     """Frames of two sizes with noisy labels, of which a few are missing, and the design of the linear potential."""
     rng = np.random.default_rng(3)
     data = frames()
-    data = replace(
+    return replace(
         data,
         energy=data.energy + rng.normal(size=6) * SIGMA["energy"] * data.atom_counts,
         forces=data.forces + SIGMA["forces"] * rng.normal(size=data.forces.shape),  # on padding, too
         stress=data.stress + SIGMA["stress"] * rng.normal(size=data.stress.shape),
         has_forces=jnp.arange(6) != 3,
     )
-    return data
 
 
-def normal_equations(data, columns, offset):
-    """``H`` and ``Jᵀ(y − offset)`` of the likelihood, label by label, from predictions ``columns`` per unit parameter."""
+def normal_equations(data, columns, offset, sigma):
+    """``H`` and ``Jᵀ(y − offset)`` of the likelihood, frame by frame; columns are predictions per unit parameter."""
     h, b = 0.0, 0.0
     upper = np.triu_indices(3)
     for m in range(len(data)):
@@ -132,10 +138,10 @@ def normal_equations(data, columns, offset):
             "stress": lambda p, m=m: np.asarray(p["stress"])[..., m, :, :][..., upper[0], upper[1]],
         }
         labels = {k: np.asarray(getattr(data, k)) for k in parts}
-        for k, part in parts.items():
+        for k, scale in sigma.items():
             if getattr(data, f"has_{k}")[m]:
-                x = part(columns) / SIGMA[k]
-                h, b = h + x @ x.T, b + x @ ((part(labels) - part(offset)) / SIGMA[k])
+                x = parts[k](columns) / scale
+                h, b = h + x @ x.T, b + x @ ((parts[k](labels) - parts[k](offset)) / scale)
     return h, b
 
 
@@ -148,14 +154,13 @@ def fitted():
     params["noise"] = {k: jnp.log(jnp.asarray(v)) for k, v in SIGMA.items()}
     unit = as_samples({"a": jnp.array([1.0, 0.0]), "b": jnp.array([0.0, 1.0])}, potential.spec)
     columns = predict(potential, unit, data).members
-    h, b = normal_equations(data, columns, {k: jnp.zeros_like(v[0]) for k, v in columns.items()})
+    h, b = normal_equations(data, columns, {k: jnp.zeros_like(v[0]) for k, v in columns.items()}, SIGMA)
     precision = h + np.eye(2) / 0.5**2
     return data, target, params, np.linalg.solve(precision, b), precision
 
 
-def test_force_matching_of_a_linear_potential_is_the_conjugate_posterior(fitted, monkeypatch):
+def test_force_matching_of_a_linear_potential_is_the_conjugate_posterior(fitted):
     data, target, params, mean, precision = fitted
-    monkeypatch.setattr(module, "_FRAMES_AT_ONCE", 4)  # so that the second batch, of two frames, is filled up
     mode = gauss_newton(target, stacked(params), data)
     np.testing.assert_allclose([mode["potential"][k][0] for k in "ab"], mean, rtol=1e-8)
     for label, value in params["noise"].items():
@@ -176,101 +181,106 @@ def test_both_ways_to_the_derivatives_agree(fitted):
 
 def test_standardised_errors_are_those_of_the_log_posterior(fitted, key):
     data, target, params, _, _ = fitted
-    # at fixed noise, −½ Σ r² + log prior differs from N × value by a constant
+    # at fixed noise, −½ Σ r² and N log prior differ from the log posterior by a constant
     other = {**params, "potential": {"a": jnp.asarray(0.9), "b": jnp.asarray(-0.2)}}
-    squares = target.least_squares
-    found = [
-        squares.log_prior(p) - 0.5 * sum((r**2).sum() for r in jax.tree.leaves(squares.residuals(p, data)))
-        for p in (params, other)
-    ]
-    value = [target.value_and_grad(key, p, (), data)[0] for p in (params, other)]
-    np.testing.assert_allclose(found[1] - found[0], 6 * (value[1] - value[0]), rtol=1e-10)
+    squares, score, value = target.least_squares, jax.jit(target.value_and_grad), []
+    residuals = jax.jit(squares.residuals)
+    for p in (params, other):
+        likelihood = -0.5 * sum((r**2).sum() for r in jax.tree.leaves(residuals(p, data[:4])))
+        value.append(likelihood / 4 + squares.log_prior(p) / 6 - score(key, p, (), data[:4])[0])
+    np.testing.assert_allclose(value[0], value[1], rtol=1e-10)
 
 
-def test_of_a_part_it_is_the_conditional_posterior(fitted):
-    data, target, params, _, precision = fitted
-    names, quadratic = quadratic_form(target, stacked(params), data, "b")
-    assert names == ("potential/b",)
-    np.testing.assert_allclose(quadratic(params).hessian, precision[1:, 1:], rtol=1e-10)
-    # the same through a target that knows b alone
-    part = subset(target, params, "b")
-    inner = quadratic_form(part.target, stacked(part.params), data, None)[1](part.params)
-    np.testing.assert_allclose(inner.hessian, precision[1:, 1:], rtol=1e-10)
-    np.testing.assert_allclose(inner.gradient, quadratic(params).gradient, rtol=1e-10)
+def test_of_a_part_it_is_the_conditional_posterior():
+    def whole(p):
+        return {"a": jnp.concatenate([p["u"], p["v"]])}
+
+    least = TARGET.least_squares
+    squares = LeastSquares(lambda p, b: least.residuals(whole(p), b), lambda p: least.log_prior(whole(p)))
+    target = TARGET._replace(initial=lambda key: {"u": jnp.zeros(2), "v": jnp.zeros(2)}, least_squares=squares)
+    params = {"u": jnp.array([0.5, -0.5]), "v": jnp.zeros(2)}
+    precision = np.linalg.inv(COVARIANCE)
+    conditional = MEAN[2:] - np.linalg.solve(
+        precision[2:, 2:], precision[2:, :2] @ (np.asarray(params["u"]) - MEAN[:2])
+    )
+    mode = gauss_newton(target, stacked(params), DATA, free="v")
+    np.testing.assert_allclose(mode["v"][0], conditional, rtol=1e-9)
+    np.testing.assert_array_equal(mode["u"][0], params["u"])
+    # the same through a target that knows v alone
+    part = subset(target, params, "v")
+    np.testing.assert_allclose(gauss_newton(part.target, stacked(part.params), DATA)["v"][0], conditional, rtol=1e-9)
+    samples = part.complete(laplace(jax.random.key(4), part.target, {"v": mode["v"]}, DATA, draws=3))
+    again = laplace(jax.random.key(4), target, mode, DATA, free="v", draws=3)
+    np.testing.assert_allclose(samples.params["v"], again.params["v"], rtol=1e-12)
+    np.testing.assert_array_equal(samples.params["u"], again.params["u"])
 
 
 # The read-out of a network
 
 
-def test_last_layer_is_the_conjugate_posterior_of_the_read_out(key):
-    rng = np.random.default_rng(0)
-    data = labelled()
-    constants = {"mean": (), "std": (), "shift": {14: 0.1}, "scale": 2.0}
-    potential = bp.add(
-        bp.repulsion(cutoff=CUTOFF),
-        module_potential(species=(14,), cutoff=CUTOFF, channels=2, hidden=(3,), **constants),
-    )
-    target = force_matching(potential, data, scaled_normal(0.7), Noise(**SIGMA, learn="fixed"))
-    params = jax.tree.map(lambda x: x.astype(float) + 0.1 * rng.normal(size=x.shape), target.initial(key))
-    names, quadratic = quadratic_form(target, stacked(params), data, ("kernel_1", "bias_1"))
-    assert names == ("potential/1/bias_1", "potential/1/kernel_1")
-
-    def with_read_out(values):  # rows of (bias, kernel) as samples
-        network = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(values), *x.shape)), params["potential"])
-        read_out = {"bias_1": values[:, :1].reshape(-1, 1, 1, 1), "kernel_1": values[:, 1:].reshape(-1, 1, 3, 1)}
-        return as_samples({**network, "1": {**network["1"], **read_out}}, potential.spec)
-
-    # affine in the read-out: predictions at 0 and at unit vectors tell everything
-    found = predict(potential, with_read_out(jnp.concatenate([jnp.zeros((1, 4)), jnp.eye(4)])), data).members
-    offset = {k: v[0] for k, v in found.items()}
-    h, b = normal_equations(data, {k: v[1:] - v[0] for k, v in found.items()}, offset)
-    precision = h + np.diag([1.0, 3.0, 3.0, 3.0]) / 0.7**2  # the kernel's prior has the standard deviation 0.7/√3
-    np.testing.assert_allclose(quadratic(params).hessian, precision, rtol=1e-8)
-    mode = gauss_newton(target, stacked(params), data, free=("kernel_1", "bias_1"))
-    mean = np.concatenate([mode["potential"]["1"][k].ravel() for k in ("bias_1", "kernel_1")])
-    np.testing.assert_allclose(mean, np.linalg.solve(precision, b), rtol=1e-8)
-    samples = laplace(jax.random.clone(key), target, mode, data, free=("kernel_1", "bias_1"), draws=3)
-    held = samples.params["potential"]["1"]["kernel_0"]
-    np.testing.assert_array_equal(held, np.stack([params["potential"]["1"]["kernel_0"]] * 3))
-    assert len(np.unique(samples.params["potential"]["1"]["bias_1"])) == 3
-
-
-def module_potential(**constants):
-    return bp.build({"name": "descriptor_mlp", **constants})
-
-
-def test_the_five_lines_of_the_docstring(tmp_path, monkeypatch):
-    teacher, systems = bp.stillinger_weber(14), []
+@pytest.fixture
+def five_lines(tmp_path, monkeypatch):
+    """The names that the example in the docstring of ``laplace`` defines, run as it stands there."""
+    rng, systems = np.random.default_rng(0), []
     for seed in range(4):
         atoms = bulk("Si", cubic=True)
         atoms.rattle(0.08, seed=seed)
+        atoms.calc = SinglePointCalculator(atoms, energy=rng.normal(), forces=rng.normal(size=(8, 3)))
         systems.append(atoms)
-    data = bp.label(teacher, teacher.init(jax.random.key(0)), [bp.from_ase(x) for x in systems], 5.0)
-    for n, atoms in enumerate(systems):
-        atoms.calc = SinglePointCalculator(atoms, energy=float(data.energy[n]), forces=np.asarray(data.forces[n]))
     write(tmp_path / "labels.extxyz", systems)
-    potential = bp.descriptor_mlp(data, cutoff=5.0, channels=2, hidden=(4, 4))
-    pretrained = as_samples(stacked(potential.init(jax.random.key(1))), potential.spec)
-    bp.save(pretrained, tmp_path / "trained.safetensors")
+    constants = {"mean": (), "std": (), "shift": {"14": 0.1}, "scale": 2.0}
+    form = {"species": (14,), "cutoff": 5.0, "channels": 2, "hidden": (4, 3)}
+    potential = bp.build({"name": "descriptor_mlp", **form, **constants})
+    shapes = jax.eval_shape(potential.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes)
+    bp.save(as_samples(stacked(params), potential.spec), tmp_path / "trained.safetensors")
     monkeypatch.chdir(tmp_path)
-
     (block,) = re.findall(r"five lines::\n\n(.*)", laplace.__doc__, re.DOTALL)
     lines = inspect.cleandoc(block)
     assert len(lines.splitlines()) == 5
-    names = {"bp": bp, "json": __import__("json"), "key": jax.random.key(2)}
+    names = {"bp": bp, "json": json, "key": jax.random.key(2)}
     exec(compile(lines, "laplace", "exec"), names)  # without a warning: gauss_newton has found the mode
+    return names
 
-    samples = names["samples"]
+
+def read_out(params, values):
+    """The network's parameters with rows of (bias, kernel) as read-out, one set for each row."""
+    repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(values), *x.shape)), params)
+    bias, kernel = values[:, :1].reshape(-1, 1, 1, 1), values[:, 1:].reshape(-1, 1, 3, 1)
+    return {**repeated, "bias_2": jnp.asarray(bias), "kernel_2": jnp.asarray(kernel)}
+
+
+def test_last_layer_of_a_pretrained_network_is_the_conjugate_posterior_of_its_read_out(five_lines):
+    data, potential, samples = (five_lines[k] for k in ("data", "potential", "samples"))
+    params = bp.tree.take(five_lines["trained"].params["potential"], 0)
+    values = np.concatenate([np.zeros((1, 4)), np.eye(4)])
+    one = jax.tree.map(lambda *x: jnp.concatenate(x), read_out(params, values), samples.params["potential"])
+    # affine in the read-out: predictions at 0 and at unit vectors tell everything
+    found = predict(potential, as_samples(one, potential.spec), data).members
+    columns = {k: v[1:5] - v[0] for k, v in found.items()}
+    sigma = {"energy": 0.005, "forces": 0.1}
+    h, b = normal_equations(data, columns, {k: v[0] for k, v in found.items()}, sigma)
+    precision = h + np.diag([1.0, 3.0, 3.0, 3.0])  # the kernel's prior has the standard deviation 1/√3
+    mean = np.linalg.solve(precision, b)
+
+    names, quadratic = quadratic_form(five_lines["target"], five_lines["mode"], data, ("kernel_2", "bias_2"))
+    assert names == ("potential/bias_2", "potential/kernel_2")
+    start = bp.tree.take(five_lines["trained"].params, 0)
+    local = quadratic(start)
+    np.testing.assert_allclose(local.hessian, precision, rtol=1e-8)
+    first = np.concatenate([np.ravel(start["potential"][k]) for k in ("bias_2", "kernel_2")]).astype(float)
+    np.testing.assert_allclose(first - np.linalg.solve(local.hessian, local.gradient), mean, rtol=1e-8)
+    mode = np.concatenate([np.ravel(five_lines["mode"]["potential"][k]) for k in ("bias_2", "kernel_2")])
+    np.testing.assert_allclose(mode, mean, rtol=1e-6)  # networks keep their parameters in float32
+
     assert len(samples) == 32
-    found = predict(names["potential"], samples, names["data"])
-    before = predict(names["potential"], concatenated(pretrained), names["data"])
-    force = np.asarray(names["data"].forces)
-    assert float(found.forces_uncertainty.min()) > 0
-    assert np.square(np.asarray(found.forces) - force).mean() < np.square(np.asarray(before.forces) - force).mean()
-
-
-def concatenated(samples):
-    return bp.concatenate([samples, samples])
+    kernel = samples.params["potential"]["kernel_1"]
+    np.testing.assert_array_equal(kernel, np.broadcast_to(params["kernel_1"], kernel.shape))
+    # forces of 32 draws: standard deviations within 5 × 1/√62 of the exact one, in the root mean square over components
+    spread = np.asarray(found["forces"][5:]).reshape(32, -1).var(0, ddof=1)
+    x = np.asarray(columns["forces"]).reshape(4, -1)
+    exact = np.einsum("ia,ij,ja->a", x, np.linalg.inv(precision), x)
+    assert abs(np.sqrt(spread.mean() / exact.mean()) - 1) < 5 / 62**0.5
 
 
 # What it refuses
@@ -283,16 +293,19 @@ def refused(target, params, data=DATA, **options):
 def test_what_no_gaussian_can_be_made_of_is_refused(fitted):
     data, target, params, _, _ = fitted
     mode = {"a": jnp.asarray(MEAN)[None]}
+    fewer, diverged = jax.tree.map(lambda x: x[:9], DATA), {"a": jnp.full((1, 4), jnp.nan)}
+    shape, one = r"stacked along a leading axis, each with a of the shape \(4,\). Got \(4,\)", {"a": mode["a"][0]}
+    leaf, several = r"no leaf for \['c'\]. They are .*potential/a, potential/b", stacked(params)
     cases = [
-        ("Use Noise\\(dof=None\\)", lambda: refused(TARGET._replace(least_squares=None), mode)),
-        ("made for 64 frames", lambda: refused(TARGET, mode, jax.tree.map(lambda x: x[:9], DATA))),
-        (r"stacked along a leading axis, each with a of the shape \(4,\). Got \(4,\)", lambda: refused(TARGET, {"a": mode["a"][0]})),
+        (r"Use Noise\(dof=None\)", lambda: refused(TARGET._replace(least_squares=None), mode)),
+        ("made for 64 frames", lambda: refused(TARGET, mode, fewer)),
+        (shape, lambda: refused(TARGET, one)),
         ("draws ≥ 1", lambda: refused(TARGET, mode, draws=0)),
         ("positive temperature", lambda: refused(TARGET, mode, temperature=0.0)),
-        ("Leave diverged parameters out", lambda: refused(TARGET, {"a": jnp.full((1, 4), jnp.nan)})),
-        ("held at their values.*noise/forces", lambda: refused(target, stacked(params), data, free="noise")),
-        (r"no leaf for \['c'\]. They are .*potential/a, potential/b", lambda: refused(target, stacked(params), data, free=("a", "c"))),
-    ]  # fmt: skip
+        ("Leave diverged parameters out", lambda: refused(TARGET, diverged)),
+        ("held at their values.*noise/forces", lambda: refused(target, several, data, free="noise")),
+        (leaf, lambda: refused(target, several, data, free=("a", "c"))),
+    ]
     for message, call in cases:
         with pytest.raises(ValueError, match=message):
             call()
