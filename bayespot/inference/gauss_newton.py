@@ -52,7 +52,7 @@ def gauss_newton(target: Target, params: Params, data: Batch, *, free: Free | No
     r"""Parameters nearer to the mode of the posterior: :math:`\theta \leftarrow \theta - H^{-1} g`.
 
     One step reaches the mode where predictions are linear in the free parameters, e.g. after a pretrained network has
-    met new data and only its read-out is to follow. A step that would lower the posterior is halved.
+    met new data and only its read-out is to follow. A step that would lower the posterior, or leads to NaN, is halved.
 
     Args:
         target: with Gaussian errors.
@@ -73,9 +73,9 @@ def gauss_newton(target: Target, params: Params, data: Batch, *, free: Free | No
         here = take(params, mode)
         local, factor = quadratic(here), 1.0
         for _ in range(steps):
-            there = moved(here, names, -factor * solve(factorise(local.hessian), local.gradient))
+            there = moved(here, names, -factor * solve(factorise(local), local.gradient))
             new = quadratic(there)
-            if new.value <= local.value + 1e-6 * abs(local.value):  # float32 knows the value no better
+            if new.value <= local.value + 1e-6 * abs(local.value):  # float32 knows it no better; NaN is never below
                 here, local, factor = there, new, 1.0
             else:
                 factor *= 0.5
@@ -134,11 +134,6 @@ def _quadratic(params: Params, *, squares: LeastSquares, names: tuple[str, ...],
         r, jacobian = (np.asarray(x, np.float64)[:real] for x in linearised(params, take(data, index)))
         jacobian, r = jacobian.reshape(-1, number), r.ravel()
         value, gradient, hessian = value + 0.5 * r @ r, gradient + jacobian.T @ r, hessian + jacobian.T @ jacobian
-    if not (np.isfinite(value) and np.isfinite(hessian).all()):
-        raise ValueError(
-            "Errors and their derivatives must be finite. Got NaN or inf. Leave diverged parameters out: "
-            "healthy(trained).params."
-        )
     return Quadratic(float(value), gradient, hessian)
 
 
@@ -205,12 +200,18 @@ class Factor(NamedTuple):
     lower: np.ndarray
 
 
-def factorise(hessian: np.ndarray) -> Factor:
-    """Cholesky factor of a matrix that must be positive definite (host, float64).
+def factorise(local: Quadratic) -> Factor:
+    """Cholesky factor of the Hessian, which must be positive definite (host, float64).
 
     Raises:
-        ValueError: where data and prior leave a direction open.
+        ValueError: where data and prior leave a direction open, or parameters were no numbers.
     """
+    hessian = local.hessian
+    if not (np.isfinite(local.value) and np.isfinite(hessian).all()):
+        raise ValueError(
+            "Errors and their derivatives must be finite. Got NaN or inf. Leave diverged parameters out: "
+            "healthy(trained).params."
+        )
     diagonal = np.diag(hessian)
     if (diagonal > 0).all():
         scale = np.sqrt(diagonal)

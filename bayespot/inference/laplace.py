@@ -1,4 +1,4 @@
-r"""Laplace's approximation: the Gaussian with its centre at a mode of the posterior and the width of the curvature there.
+r"""Laplace's approximation: the Gaussian with its centre at a mode of the posterior and the width of the curvature.
 
 .. math:: p(\theta \mid D)^{1/T} \approx \mathcal N(\theta_*,\; T H^{-1}), \qquad
           H = \frac{J_E^\top J_E}{\sigma_E^2} + \frac{J_F^\top J_F}{\sigma_F^2} + \frac{J_S^\top J_S}{\sigma_S^2}
@@ -28,6 +28,7 @@ Reference:
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import linalg
 
@@ -63,11 +64,9 @@ def laplace(
         temperature: of the posterior; it multiplies the covariance.
 
     Returns:
-        ``C × draws`` samples with equal weights, chain ``c`` around mode ``c``; parameters that are not free keep
-        their values. ``history["distance"]`` is how far the mode's parameters are from the minimum of the quadratic
-        form, in posterior standard deviations (root mean square over the directions).
-
-    A warning says so where this distance is above 1, that is where ``params`` are no mode to the accuracy that matters.
+        ``C × draws`` samples with equal weights, chain ``c`` around mode ``c``. ``history["distance"]`` is how far
+        that mode is from the maximum of the quadratic form, in posterior standard deviations (root mean square over
+        the directions); a warning says so where it is above 1, and ``params`` are no mode to the accuracy that matters.
 
     Raises:
         ValueError: for a target whose errors are not Gaussian (Student-t), free noise scales, no free leaf, more than
@@ -89,25 +88,20 @@ def laplace(
     for mode in range(length(params)):
         here = take(params, mode)
         local = quadratic(here)
-        factor = factorise(local.hessian)
+        factor = factorise(local)
         distances.append((local.gradient @ solve(factor, local.gradient) / len(local.gradient)) ** 0.5)
         noise = jax.random.normal(jax.random.fold_in(key, mode), (draws, len(local.gradient)))
         parts.append(moved(here, names, temperature**0.5 * _correlated(factor, np.asarray(noise, np.float64))))
     _warn_of_distance(distances)
-    samples = as_samples(all_params := concatenate(parts), target.spec)
-    number = np.arange(len(samples))
-    return replace(
-        samples,
-        params=all_params,
-        chain=jax.numpy.asarray(number // draws, samples.chain.dtype),
-        draw=jax.numpy.asarray(number % draws, samples.draw.dtype),
-        history={"distance": jax.numpy.asarray(np.repeat(distances, draws)[:, None])},
-    )
+    samples, number = as_samples(together := concatenate(parts), target.spec), jnp.arange(len(parts) * draws)
+    chain, draw = jnp.divmod(number, draws)
+    history = {"distance": jnp.repeat(jnp.asarray(distances), draws)[:, None]}
+    return replace(samples, params=together, chain=chain, draw=draw, history=history)
 
 
 def _correlated(factor: Factor, noise: np.ndarray) -> np.ndarray:
     """Standard normal rows ``(n, D)`` as rows of the covariance :math:`H^{-1}`."""
-    return linalg.solve_triangular(factor.lower, noise.T, lower=True, trans="T").T / factor.scale
+    return linalg.solve_triangular(factor.lower, noise.T, lower=True, trans=1).T / factor.scale
 
 
 def _warn_of_distance(distances: list[float]) -> None:

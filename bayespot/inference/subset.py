@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.inference.target import LeastSquares, Target
+from bayespot.inference.target import Target
 from bayespot.records.posterior import PosteriorSamples
 from bayespot.tree import name_of, replace
 from bayespot.typing import Params
@@ -64,19 +64,18 @@ def subset(target: Target, params: Params, free: Free) -> Subset:
         value, gradient, state, info = target.value_and_grad(key, whole(part), state, batch)
         return value, select(gradient, names), state, info
 
-    squares = target.least_squares
-    if squares is not None:
-        squares = LeastSquares(
-            lambda part, batch: target.least_squares.residuals(whole(part), batch),
-            lambda part: target.least_squares.log_prior(whole(part)),
-            target.least_squares.scales,
+    least = target.least_squares
+    if least is not None:
+        residuals, log_prior = least.residuals, least.log_prior
+        least = least._replace(
+            residuals=lambda part, batch: residuals(whole(part), batch), log_prior=lambda part: log_prior(whole(part))
         )
     inner = target._replace(
         initial=lambda key: select(target.initial(key), names),
         init=lambda key, part: target.init(key, whole(part)),
         value_and_grad=value_and_grad,
         metrics=lambda part, batch: target.metrics(whole(part), batch),
-        least_squares=squares,
+        least_squares=least,
     )
 
     def complete(samples: PosteriorSamples) -> PosteriorSamples:

@@ -19,7 +19,6 @@ DATA, TARGET, MEAN, COVARIANCE = make()
 ALGORITHMS = {
     "sgld": sgld(TARGET, constant(1e-2)),
     "psgld": sgld(TARGET, constant(1e-2), preconditioner=rms(freeze_after=100)),
-    "sgd": optimise(TARGET, optax.sgd(1e-2), average=0.0),  # its iterates are what swag takes
     "adam": optimise(TARGET, optax.adam(1e-2)),
     "adam with validation": optimise(TARGET, optax.adam(1e-2), validation=DATA, every=10),
 }

@@ -52,7 +52,7 @@ def test_gauss_newton_and_laplace_are_the_posterior_of_linear_regression(key):
     assert names == ("a",)
     np.testing.assert_allclose(local.hessian, np.linalg.inv(COVARIANCE), rtol=1e-10, atol=1e-9)
     np.testing.assert_allclose(local.gradient, 0, atol=1e-8)
-    root = _correlated(factorise(local.hessian), np.eye(4))  # what draws are made with
+    root = _correlated(factorise(local), np.eye(4))  # what draws are made with
     np.testing.assert_allclose(root.T @ root, COVARIANCE, rtol=1e-8)
 
     # 2 × 20 000 draws of 4 coordinates, whitened with the exact covariance: 1/√40 000 is the standard error of a mean
@@ -108,6 +108,10 @@ def test_a_step_that_overshoots_is_halved():
     start, data = {"a": jnp.ones(1)}, {"x": jnp.zeros(1)}
     np.testing.assert_array_equal(gauss_newton(target, start, data, steps=1)["a"], 1.0)
     np.testing.assert_allclose(gauss_newton(target, start, data, steps=8)["a"], 0.0, atol=1e-6)
+    # the same where the first step would leave what has a logarithm
+    squares = LeastSquares(lambda p, b: jnp.log(p["a"])[None] + 0 * b["x"], lambda p: 0.0 * p["a"])
+    target = target._replace(least_squares=squares)
+    np.testing.assert_allclose(gauss_newton(target, {"a": jnp.full(1, 4.0)}, data, steps=8)["a"], 1.0, rtol=1e-6)
 
 
 # Energies, forces and stresses
@@ -179,16 +183,18 @@ def test_both_ways_to_the_derivatives_agree(fitted):
     assert one[1].shape == (4, 1 + 3 * 6 + 6, 2)
 
 
-def test_standardised_errors_are_those_of_the_log_posterior(fitted, key):
+def test_standardised_errors_are_those_of_the_log_posterior(fitted):
+    # at fixed noise −½ Σ r² differs from the log likelihood by a constant, and so does the prior from the one by hand
     data, target, params, _, _ = fitted
-    # at fixed noise, −½ Σ r² and N log prior differ from the log posterior by a constant
-    other = {**params, "potential": {"a": jnp.asarray(0.9), "b": jnp.asarray(-0.2)}}
-    squares, score, value = target.least_squares, jax.jit(target.value_and_grad), []
-    residuals = jax.jit(squares.residuals)
-    for p in (params, other):
-        likelihood = -0.5 * sum((r**2).sum() for r in jax.tree.leaves(residuals(p, data[:4])))
-        value.append(likelihood / 4 + squares.log_prior(p) / 6 - score(key, p, (), data[:4])[0])
-    np.testing.assert_allclose(value[0], value[1], rtol=1e-10)
+    squares = target.least_squares
+    metrics, residuals, constants = jax.jit(target.metrics), jax.jit(squares.residuals), []
+    for a, b in ((0.3, 0.7), (0.9, -0.2)):
+        p = {**params, "potential": {"a": jnp.asarray(a), "b": jnp.asarray(b)}}
+        half = 0.5 * sum((r**2).sum() for r in jax.tree.leaves(residuals(p, data[:4])))
+        prior_of_noise = sum(np.log(s) - s / 0.1 for s in SIGMA.values())
+        rest = squares.log_prior(p) + 0.5 * (a**2 + b**2) / 0.5**2 - prior_of_noise
+        constants.append([4 * metrics(p, data[:4])["log_likelihood"] + half, rest])
+    np.testing.assert_allclose(constants[0], constants[1], rtol=1e-10)
 
 
 def test_of_a_part_it_is_the_conditional_posterior():
