@@ -64,9 +64,10 @@ def laplace(
         temperature: of the posterior; it multiplies the covariance.
 
     Returns:
-        ``C × draws`` samples with equal weights, chain ``c`` around mode ``c``. ``history["distance"]`` is how far
-        that mode is from the maximum of the quadratic form, in posterior standard deviations (root mean square over
-        the directions); a warning says so where it is above 1, and ``params`` are no mode to the accuracy that matters.
+        ``C × draws`` samples with equal weights and unknown density (NaN), chain ``c`` around mode ``c``.
+        ``history["distance"]`` is how far that mode is from the maximum of the quadratic form, in posterior standard
+        deviations (root mean square over the directions). A warning says so where it is above 1, and ``params`` are
+        no mode to the accuracy that matters.
 
     Raises:
         ValueError: for a target whose errors are not Gaussian (Student-t), free noise scales, no free leaf, more than

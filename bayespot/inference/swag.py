@@ -6,11 +6,11 @@ r"""SWAG: a Gaussian with the moments of the iterates that stochastic gradient d
 with the mean :math:`\bar\theta` of the iterates, the diagonal :math:`\overline{\theta^2} - \bar\theta^2`, and in the
 columns of :math:`\hat D` the last :math:`K` deviations :math:`\theta_i - \bar\theta_i` from the running mean.
 
-**What it ignores.** The spread of the iterates is set by step size, minibatch and curvature: it is the posterior's only
-where these happen to agree, at a step size of the order of that of SGD as a sampler (Mandt, Hoffman and Blei, J. Mach.
-Learn. Res. 18, 1 (2017)). So the scale has to be calibrated on held-out labels, while the directions are informative.
-Iterates that follow each other closely have not spread out yet, and there are never more than ``K`` directions with
-correlations. Other modes are ignored, too, unless several chains are started in them.
+**What it ignores.** The spread of the iterates is set by step size, minibatch and curvature. It is the posterior's only
+where these happen to agree (Mandt, Hoffman and Blei, J. Mach. Learn. Res. 18 (134), 1 (2017)), so that its scale has to
+be calibrated on held-out labels, and only its directions are informative. Iterates that follow each other closely have
+not spread out yet, and there are never more than ``K`` directions with correlations. Other modes are ignored, too,
+unless several chains are started in them.
 
 Reference:
     Maddox, Garipov, Izmailov, Vetrov and Wilson, NeurIPS (2019), arXiv:1902.02476, section 3.
@@ -43,7 +43,8 @@ def swag(key: Key, iterates: PosteriorSamples, *, draws: int = 32, rank: int = 2
         rank: ``K``, deviations kept; at most the number of iterates.
 
     Returns:
-        ``C × draws`` samples with equal weights, of all that the iterates hold, noise scales included.
+        ``C × draws`` samples with equal weights and unknown density (NaN), of all that the iterates hold, noise scales
+        included.
 
     Raises:
         ValueError: for fewer than one draw, or when a chain has fewer than ``rank`` iterates or ``rank`` is below 2.
