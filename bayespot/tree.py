@@ -70,6 +70,11 @@ def noise(key: Key, tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, [z.reshape(x.shape).astype(x.dtype) for z, x in parts])
 
 
+def name_of(path) -> str:
+    """Place of a leaf in its tree as text, e.g. ``"potential/1/kernel_0"``."""
+    return "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+
+
 def take(tree: PyTree, index) -> PyTree:
     """Index the leading axis of every leaf."""
     return jax.tree.map(lambda x: x[index], tree)

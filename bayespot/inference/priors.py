@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from bayespot.tree import name_of
 from bayespot.typing import Params, Scalar
 
 Prior = Callable[[Params], Scalar]
@@ -22,8 +23,7 @@ def prior(distribution: Callable) -> Prior:
     def log_density(params: Params) -> Scalar:
         total = jnp.zeros((), jnp.result_type(float))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            name = "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
-            chosen = distribution(name, leaf)
+            chosen = distribution(name_of(path), leaf)
             if chosen is not None:
                 total = total + chosen.log_prob(leaf).sum()
         return total

@@ -20,6 +20,24 @@ Batch = PyTree
 Info = dict[str, Any]
 
 
+class LeastSquares(NamedTuple):
+    r"""A log density of Gaussian errors, :math:`-\frac12 \sum_n r_n(\theta)^2 + \log p(\theta)` up to a constant.
+
+    Gaussian approximations need the residuals one by one, because the Gauss–Newton matrix is made of their derivatives.
+
+    Attributes:
+        residuals: ``(params, batch) → tree`` of standardised errors, (prediction − label) / scale, 0 where there is no
+            label; the leading axis of every leaf is that of the frames.
+        log_prior: ``params → log prior`` (not per datum).
+        scales: top-level entries of the parameters that hold the scales of the errors. With them the constant changes,
+            so that residuals alone do not tell how probable they are.
+    """
+
+    residuals: Callable[[Params, Batch], PyTree]
+    log_prior: Callable[[Params], Scalar]
+    scales: tuple[str, ...] = ()
+
+
 class Target(NamedTuple):
     """A (possibly stateful) log density of the parameters, per datum.
 
@@ -32,6 +50,7 @@ class Target(NamedTuple):
         size: ``N``, number of data.
         spec: of the potential inside, so that its posterior can rebuild it.
         check: raises ``ValueError`` for data that the target cannot score (host).
+        least_squares: its residuals, where its errors are Gaussian; ``None`` elsewhere.
     """
 
     initial: Callable[[Key], Params]
@@ -41,6 +60,7 @@ class Target(NamedTuple):
     size: int
     spec: Spec
     check: Callable[[Batch], None] = lambda data: None
+    least_squares: LeastSquares | None = None
 
 
 def initial(key: Key, target: Target, chains: int) -> Params:

@@ -10,6 +10,7 @@ with Gaussian or Student-t errors. The scales σ are parameters, sampled as thei
 Thaler, Doehner and Zavadlav, J. Chem. Theory Comput. 19, 4520 (2023)). The likelihood sums over atoms and components.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayespot.inference.priors import Prior
-from bayespot.inference.target import Target
+from bayespot.inference.target import LeastSquares, Target
 from bayespot.potentials.potential import Potential, check_compatible
 from bayespot.records.dataset import Dataset, flatten
 from bayespot.records.system import volume
@@ -80,37 +81,54 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
         log_scales = {k: jnp.log(jnp.asarray(v, jnp.result_type(float))) for k, v in scales.items()}
         return {"potential": potential.init(key), "noise": log_scales if noise.learn == "exponential" else {}}
 
-    def errors(params: Params, batch: Dataset, counts) -> dict[str, tuple[Array, Array]]:
-        """Prediction minus label, and its mask, for every label in use."""
-        found = residuals(potential, params["potential"], batch, counts, "stress" in scales)
-        real = (batch.system.species > 0)[..., None] & batch.has_forces[:, None, None]
-        masks = {"energy": batch.has_energy, "forces": real, "stress": batch.has_stress[:, None]}
-        return {label: (found[label], masks[label]) for label in scales}
+    errors = partial(_errors, potential, tuple(scales))
+
+    def log_prior(params: Params) -> Scalar:
+        return prior(params["potential"]) + _log_scale_prior(params["noise"], scales)
 
     def log_likelihood(params: Params, found: dict) -> Scalar:
         def score(label, error, mask):
-            sigma = jnp.exp(params["noise"][label]) if label in params["noise"] else jnp.asarray(scales[label])
-            return jnp.where(mask, _log_error(error, sigma, noise.dof), 0.0).sum()
+            return jnp.where(mask, _log_error(error, _sigma(params, label, scales), noise.dof), 0.0).sum()
 
         return total(score(label, *pair) for label, pair in found.items())
 
+    def standardised(params: Params, batch: Dataset) -> dict[str, Array]:
+        found = errors(params, batch, counts).items()
+        return {k: jnp.where(m, e, 0.0) / _sigma(params, k, scales).astype(e.dtype) for k, (e, m) in found}
+
     def value_and_grad(key: Key, params: Params, state, batch: Dataset):
         def log_density(params):
-            prior_part = prior(params["potential"]) + _log_scale_prior(params["noise"], scales)
-            return log_likelihood(params, errors(params, batch, counts)) / len(batch) + prior_part / size
+            likelihood = log_likelihood(params, errors(params, batch, counts))
+            return likelihood / len(batch) + log_prior(params) / size
 
         value, gradient = jax.value_and_grad(log_density)(params)
         return value, gradient, state, {}
 
     def metrics(params: Params, batch: Dataset) -> dict[str, Scalar]:
         found = errors(params, batch, None)
-        out = {"log_likelihood": log_likelihood(params, found) / len(batch)}
-        for label, (error, mask) in found.items():
-            number = jnp.broadcast_to(mask, error.shape).sum()
-            out[f"{label}_rmse"] = jnp.sqrt(jnp.where(mask, error**2, 0.0).sum() / jnp.maximum(number, 1))
-        return out
+        errors_of_labels = {f"{label}_rmse": _rmse(*pair) for label, pair in found.items()}
+        return {"log_likelihood": log_likelihood(params, found) / len(batch), **errors_of_labels}
 
-    return Target(initial, lambda key, params: (), value_and_grad, metrics, size, potential.spec, check)
+    squares = LeastSquares(standardised, log_prior, ("noise",)) if noise.dof is None else None
+    return Target(initial, lambda key, params: (), value_and_grad, metrics, size, potential.spec, check, squares)
+
+
+def _errors(potential, labels, params: Params, batch: Dataset, counts) -> dict[str, tuple[Array, Array]]:
+    """Prediction minus label, and its mask, for every label in use."""
+    found = residuals(potential, params["potential"], batch, counts, "stress" in labels)
+    real = (batch.system.species > 0)[..., None] & batch.has_forces[:, None, None]
+    masks = {"energy": batch.has_energy, "forces": real, "stress": batch.has_stress[:, None]}
+    return {label: (found[label], masks[label]) for label in labels}
+
+
+def _rmse(error: Array, mask: Array) -> Scalar:
+    number = jnp.broadcast_to(mask, error.shape).sum()
+    return jnp.sqrt(jnp.where(mask, error**2, 0.0).sum() / jnp.maximum(number, 1))
+
+
+def _sigma(params: Params, label: str, scales: dict[str, float]) -> Array:
+    """Scale of the errors of a label: a parameter, or as expected."""
+    return jnp.exp(params["noise"][label]) if label in params["noise"] else jnp.asarray(scales[label])
 
 
 def _checked_scales(noise: Noise, data: Dataset) -> dict[str, float]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.inference.target import Target
+from bayespot.inference.target import LeastSquares, Target
 
 SIGMA, WIDTH = 0.5, 2.0
 
@@ -40,4 +40,8 @@ def target(rows: int, dimension: int) -> Target:
         metrics=lambda params, batch: {"log_likelihood": log_likelihood(params["a"], batch)},
         size=rows,
         spec={"name": "linear"},
+        least_squares=LeastSquares(
+            residuals=lambda params, batch: (batch["x"] @ params["a"] - batch["y"]) / SIGMA,
+            log_prior=lambda params: -0.5 * (params["a"] ** 2).sum() / WIDTH**2,
+        ),
     )
