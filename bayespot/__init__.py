@@ -46,10 +46,12 @@ _NAMES = {
     "records.interval": "Interval Observed table",
     "uq.intervals": "interval",
     "uq.variance": "block_independence",
-    "uq.predict": "Prediction predict prediction_errors error_table",
+    "uq.predict": "Prediction predict prediction_errors error_table atom_uncertainty",
     "uq.calibration": "Reliability coverage calibration_table",
+    "uq.selection": "Selection select frame_uncertainty",
+    "uq.calculator": "calculator",
     "plots": "plot_interval plot_reliability plot_learning plot_parity",
-    "errors": "Status DataError FailedSamples",
+    "errors": "Status DataError FailedSamples UncertaintyWarning",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _MODULES = ("units",)
