@@ -132,9 +132,12 @@ def _evaluator(atom_energies: Callable, batch_size: int, frames_at_once: int) ->
 
 @jax.jit
 def _moments(members: Float[Array, "S *shape"], weight: Float[Array, "S"]):
-    """Weighted mean and standard deviation over the samples, with ``ddof=1`` for equal weights."""
-    mean = jnp.tensordot(weight, members, 1)
-    variance = jnp.tensordot(weight, (members - mean) ** 2, 1) / (1.0 - (weight**2).sum())
+    """Weighted mean and standard deviation over the samples, with ``ddof=1`` for equal weights.
+
+    An accelerator's short mantissa would spoil the mean of large total energies.
+    """
+    mean = jnp.tensordot(weight, members, 1, precision="highest")
+    variance = jnp.tensordot(weight, (members - mean) ** 2, 1, precision="highest") / (1.0 - (weight**2).sum())
     return mean, jnp.sqrt(variance)
 
 
