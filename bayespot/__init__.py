@@ -59,7 +59,7 @@ _NAMES = {
     "records.interval": "Interval Observed table",
     "uq.intervals": "interval",
     "uq.variance": "block_independence",
-    "uq.predict": "Prediction predict prediction_errors error_table",
+    "uq.predict": "Prediction predict prediction_errors error_table atom_uncertainty",
     "uq.diagnose": "Diagnosis diagnose",
     "uq.calibration": "Reliability z_scores coverage pit calibration_table",
     "uq.resampling": "Estimate",
@@ -67,8 +67,10 @@ _NAMES = {
     "uq.scores": "Calibration calibration compare_calibration calibration_report",
     "uq.recalibration": "Recalibration recalibration_factor recalibrate recalibrate_prediction",
     "uq.conformal": "Conformal conformal_factor conformal_interval",
+    "uq.selection": "Selection select frame_uncertainty",
+    "uq.calculator": "calculator",
     "plots": "plot_interval plot_reliability plot_pit plot_binned_errors plot_learning plot_parity",
-    "errors": "Status DataError FailedSamples",
+    "errors": "Status DataError FailedSamples UncertaintyWarning",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _MODULES = ("units",)

@@ -39,6 +39,10 @@ class FailedSamples(RuntimeError):
         self.samples = samples
 
 
+class UncertaintyWarning(UserWarning):
+    """The posterior no longer knows the forces on some atom well enough (``calculator(…, warn_above=…)``)."""
+
+
 def listed(numbers, limit: int = 10) -> str:
     """Numbers as readable text, shortened after ``limit``.
 

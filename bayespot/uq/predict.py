@@ -71,14 +71,8 @@ def predict(
         FailedSamples: when a sample's status is not OK.
         ValueError: for fewer than two samples, samples of another potential, or data that it cannot treat.
     """
-    check_spec(samples, potential.spec)
+    check_samples(samples, potential)
     check_compatible(potential, data)
-    if bad := tuple(np.flatnonzero(np.asarray(samples.status) != Status.OK).tolist()):
-        raise FailedSamples(
-            f"{len(bad)} of {len(samples)} samples failed ({listed(bad)}). Predict with healthy(samples).", bad
-        )
-    if len(samples) < 2:
-        raise ValueError(f"An uncertainty needs at least two posterior samples. Got {len(samples)}.")
     size = default_batch_size(len(samples)) if batch_size is None else batch_size
     energy, force, stress = _members(samples.params["potential"], data, potential=potential, batch_size=size)
     members = {"energy": energy, "forces": force, "stress": stress}
@@ -92,6 +86,22 @@ def predict(
         members=members,
         log_weight=samples.log_weight,
     )
+
+
+def check_samples(samples: PosteriorSamples, potential: Potential) -> None:
+    """Refuse samples that give no uncertainty of this potential's predictions (host).
+
+    Raises:
+        FailedSamples: when a sample's status is not OK.
+        ValueError: for fewer than two samples, or samples of another potential.
+    """
+    check_spec(samples, potential.spec)
+    if bad := tuple(np.flatnonzero(np.asarray(samples.status) != Status.OK).tolist()):
+        raise FailedSamples(
+            f"{len(bad)} of {len(samples)} samples failed ({listed(bad)}). Predict with healthy(samples).", bad
+        )
+    if len(samples) < 2:
+        raise ValueError(f"An uncertainty needs at least two posterior samples. Got {len(samples)}.")
 
 
 def _members(params, data: Dataset, *, potential: Potential, batch_size: int):
@@ -122,10 +132,24 @@ def _evaluator(atom_energies: Callable, batch_size: int, frames_at_once: int) ->
 
 @jax.jit
 def _moments(members: Float[Array, "S *shape"], weight: Float[Array, "S"]):
-    """Weighted mean and standard deviation over the samples, with ``ddof=1`` for equal weights."""
-    mean = jnp.tensordot(weight, members, 1)
-    variance = jnp.tensordot(weight, (members - mean) ** 2, 1) / (1.0 - (weight**2).sum())
+    """Weighted mean and standard deviation over the samples, with ``ddof=1`` for equal weights.
+
+    An accelerator's short mantissa would spoil the mean of large total energies.
+    """
+    mean = jnp.tensordot(weight, members, 1, precision="highest")
+    variance = jnp.tensordot(weight, (members - mean) ** 2, 1, precision="highest") / (1.0 - (weight**2).sum())
     return mean, jnp.sqrt(variance)
+
+
+def atom_uncertainty(forces_uncertainty: Float[Array, "*shape 3"]) -> np.ndarray:
+    r"""Standard deviation of the force vector on each atom, ``(...)`` [eV/Å] (host).
+
+    .. math:: u_i = \sqrt{\sigma_{ix}^2 + \sigma_{iy}^2 + \sigma_{iz}^2}
+
+    The root of the trace of the covariance of :math:`F_i`; unlike the largest component it does not change when the
+    configuration is turned.
+    """
+    return np.sqrt((np.asarray(forces_uncertainty, np.float64) ** 2).sum(-1))
 
 
 class Error(NamedTuple):
