@@ -130,7 +130,8 @@ def _adapted(family, target: Target, data: Batch, warm_up, temperature, acceptan
     kernel = family.build_kernel()
 
     def init(key: Key, params: Params) -> KernelState:
-        (state, tuned), _ = adaptation.run(_raw(key), params, warm_up)
+        run: Any = adaptation.run  # typed without its number of steps
+        (state, tuned), _ = run(_raw(key), params, num_steps=warm_up)
         tuned = {k: v for k, v in tuned.items() if k not in settings}
         return KernelState(state, tuned, jnp.zeros((), jnp.int32))
 
