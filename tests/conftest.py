@@ -16,6 +16,15 @@ jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / "
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
+# Their programs are large and run few times: without most of the compiler's optimisations they take half the time.
+QUICKLY_COMPILED = (
+    "contracts/test_potentials.py", "contracts/test_observables.py", "oracles/test_classical.py",
+    "potentials/test_dimenet.py", "potentials/test_descriptor_mlp.py", "potentials/test_build.py",
+    "targets/test_force_matching.py", "inference/test_laplace.py", "observables/test_structure.py",
+    "simulation/test_neighbor_list.py", "simulation/test_propagate.py", "records/test_posterior.py",
+    "uq/test_predict.py", "uq/test_recalibration.py", "uq/test_calculator.py", "uq/test_selection.py",
+)  # fmt: skip
+
 collect_ignore = ["benchmarks"]  # programs, which set JAX up as they need it
 
 
@@ -23,6 +32,14 @@ def pytest_collection_modifyitems(items):
     """The files with the longest tests first, so that no worker is left alone with them at the end."""
     long = ("test_cli.py", "test_readme.py", "test_ensembles.py")
     items.sort(key=lambda item: item.path.name not in long)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation(request):
+    chosen = request.path.as_posix().endswith(QUICKLY_COMPILED)
+    jax.config.update("jax_disable_most_optimizations", chosen)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

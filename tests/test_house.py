@@ -115,6 +115,7 @@ def test_no_public_name_starts_a_backend():
     assert devices == 3
 
 
+@pytest.mark.slow
 def test_of_jax_md_only_the_integrators_are_loaded():
     """The package takes seconds to import; whoever wants it still gets the whole, and one that is loaded is used."""
     code = """

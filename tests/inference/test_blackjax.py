@@ -26,7 +26,9 @@ def draws(algorithm, chains=8, steps=1000, batch_size=None, **options):
     return samples
 
 
-@pytest.mark.parametrize("name", ["nuts", "hmc", "mclmc"])
+@pytest.mark.parametrize(
+    "name", ["nuts", pytest.param("hmc", marks=pytest.mark.slow), pytest.param("mclmc", marks=pytest.mark.slow)]
+)
 def test_full_batch_references_sample_the_cold_posterior(name):
     # 8 chains × 100 draws, 10 steps apart: independent, or nearly so for MCLMC, whose discretisation adds some bias.
     # Error of a variance 5 %: 20 % are four of them.
@@ -39,6 +41,7 @@ def test_full_batch_references_sample_the_cold_posterior(name):
     np.testing.assert_allclose(samples.log_density[-1], per_datum, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_any_kernel_of_blackjax():
     precise = blackjax.hmc(full_log_density(TARGET, DATA), 0.1, jnp.ones(3) * 0.1, num_integration_steps=10)
     samples = draws(from_blackjax(precise, TARGET.spec), steps=1100, burn_in=100)

@@ -31,19 +31,19 @@ def test_noise_and_curvature_are_those_of_the_linear_model(key):
 
 
 def widening(algorithm, data, target, covariance, mean, batch_size, steps):
-    """Variance over the posterior's; 256 chains × 100 draws 13 steps apart, so that all places of an epoch occur."""
-    start = {"a": jnp.tile(jnp.asarray(mean), (256, 1))}
+    """Variance over the posterior's; 512 chains × 20 draws 37 steps apart, so that all places of an epoch occur."""
+    start = {"a": jnp.tile(jnp.asarray(mean), (512, 1))}
     samples = infer(
-        jax.random.key(5), algorithm, start, data, steps=steps, burn_in=steps - 1300, thin=13, batch_size=batch_size,
-        chains_at_once=256, progress=False,
+        jax.random.key(5), algorithm, start, data, steps=steps, burn_in=steps - 740, thin=37, batch_size=batch_size,
+        chains_at_once=512, progress=False,
     )  # fmt: skip
     return float(np.asarray(samples.params["a"]).var() / covariance[0, 0])
 
 
-@pytest.mark.parametrize(("batch_size", "friction"), [(4, None), (16, None), (8, 0.5)])
+@pytest.mark.parametrize(("batch_size", "friction"), [(4, None), (8, 0.5)])
 def test_predicted_widening_is_what_sampling_shows(key, batch_size, friction):
     # One dimension, so that the Gaussian calculation is exact but for the change of the noise over the posterior
-    # (1/64). 25 600 draws with correlation times of some 10 steps: error of the variance below 1 %.
+    # (1/64). 10 240 nearly independent draws: error of the variance 1.4 %.
     data, target, mean, covariance = make(rows=64, dimension=1, condition=1.0)
     found = gradient_noise(key, target, {"a": jnp.asarray(mean)}, data)
     step = 0.3 / found.curvature[0] if friction is None else 0.5 / found.curvature[0] ** 0.5
@@ -53,7 +53,7 @@ def test_predicted_widening_is_what_sampling_shows(key, batch_size, friction):
     predicted = variance_inflation(
         found, step, batch_size, friction=None if friction is None else friction / step
     )[0]  # fmt: skip
-    measured = widening(algorithm, data, target, covariance, mean, batch_size, 1600)
+    measured = widening(algorithm, data, target, covariance, mean, batch_size, 1000)
     assert measured > 1.15
     np.testing.assert_allclose(measured - 1, predicted - 1, rtol=0.15)
 

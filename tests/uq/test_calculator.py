@@ -60,14 +60,6 @@ FRAMES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Half the time to compile; what is compiled here runs a few hundred times on a few atoms."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def silicon():
     """Eight atoms, one species, in a cell smaller than twice the cutoff."""
