@@ -45,9 +45,8 @@ def from_blackjax(
         position: ``state → parameters``; default the state's ``position``, or the state itself where it has none.
 
     Returns:
-        Reports ``log_density`` as the kernel tells it, not per datum; 0 where it tells none. If the kernel's ``init``
-        takes a random key, pass ``kernel._replace(init=…)`` that splits one off first: here it is called with
-        parameters alone, and with ``rng_key`` where it asks for that name.
+        Reports ``log_density`` as the kernel tells it, not per datum; 0 where it tells none. ``kernel.init`` is called
+        with the parameters, and with a key as ``rng_key`` where it demands one by this name.
     """
     place = position or (lambda state: getattr(state, "position", state))
 

@@ -28,6 +28,8 @@ def control_variates(target: Target, data: Batch) -> Target:
     """The same log density with quieter gradients, at twice the cost per step and one sweep over the data before.
 
     Every chain's centre is its starting point: start it from a trained ensemble member, not from random parameters.
+    Precondition with ``fixed``, if at all: ``rms`` begins with the gradient at the centre, which is next to nothing
+    there, and would make enormous steps of it.
 
     Args:
         target: any target.

@@ -31,17 +31,20 @@ def thermal(key: Key, params: Params, variance) -> Params:
 
 
 def at_times(due: Array, function: Callable[[Key, Any], Any], key: Key, state: Any) -> Any:
-    """``function(key, state)`` where ``due``, else the state; the key goes in as numbers, for batched conditions."""
+    """``function(key, state)`` where ``due``, else the state; the key goes in as numbers, for batched conditions.
+
+    Batched chains (``chains_at_once`` above 1) evaluate the function at every step and select.
+    """
     kind, bits = jax.random.key_impl(key), jax.random.key_data(key)
     return jax.lax.cond(due, lambda s: function(jax.random.wrap_key_data(bits, impl=kind), s), lambda s: s, state)
 
 
 def roots(scaling: Preconditioner, state: Any) -> Params:
-    """√G of every parameter; 0 before G has seen its first gradient, so that nothing moves."""
+    """√G of every parameter; 0 before G has seen its first gradient (it is infinite then), so that nothing moves."""
 
     def root(g):
-        known = jnp.isfinite(g)
-        return jnp.where(known, jnp.sqrt(jnp.where(known, g, 1.0)), 0.0)
+        unknown = jnp.isinf(g)
+        return jnp.where(unknown, 0.0, jnp.sqrt(jnp.where(unknown, 1.0, g)))
 
     return jax.tree.map(root, scaling.diagonal(state))
 

@@ -37,6 +37,11 @@ class Plan(NamedTuple):
     draws: frozenset[int]
     longest: int
 
+    @property
+    def facts(self) -> list:
+        """What a checkpoint must agree in."""
+        return [*self.ends, sorted(self.draws)]
+
 
 def infer(
     key: Key,
@@ -46,6 +51,7 @@ def infer(
     *,
     steps: int,
     batch_size: int | None = 8,
+    batches: str = "epochs",
     burn_in: int | None = None,
     thin: int | None = None,
     keep: Callable[[int], bool] | None = None,
@@ -59,24 +65,21 @@ def infer(
     Args:
         key: random key; every chain and every step gets its own, whatever ``chains_at_once`` is.
         algorithm: e.g. ``optimise(target, optax.adam(1e-3))`` or ``sgld(target, schedule)``.
-        params: starting points, stacked along a leading axis ``C``: from ``initial(key, target, chains=C)``, or the
-            ``params`` of earlier samples.
+        params: starting points along a leading axis ``C``: ``initial(key, target, chains=C)``, or ``samples.params``.
         data: training data; every leaf has the leading axis of the frames.
         steps: per chain, burn-in included.
-        batch_size: frames per minibatch, drawn without replacement within an epoch, in every chain's own order;
-            ``None`` uses all data in every step.
+        batch_size: frames per minibatch; ``None`` uses all data in every step.
+        batches: ``"epochs"``, drawn without replacement, or ``"independent"``, which ``sgnht`` needs.
         burn_in: steps before the first draw; default ``steps − thin``.
         thin: steps between draws; default: one draw per chain, at the end (what an optimiser wants).
-        keep: ``number of steps done → bool``: which of these draws to keep, e.g. ``cyclical(…).sampling``; default all.
+        keep: ``steps done → bool``, which of these draws to keep, e.g. ``cyclical(…).sampling``; default all.
         rows: frames that each chain sees, e.g. ``bootstrap(key, len(data), chains)``; default all of them.
-        chains_at_once: chains per compiled batch; default 1 on a CPU, all of them on an accelerator.
-        checkpoint: folder in which progress is saved; the same call with the same folder goes on where it stopped and
-            returns bit-identical samples.
+        chains_at_once: chains per compiled batch; default 1 on a CPU, all on an accelerator.
+        checkpoint: folder for progress; the same call goes on where it stopped, with bit-identical samples.
         progress: whether to show a bar.
 
     Returns:
-        ``C × D`` samples, those of one chain next to each other. A diverged chain does not harm the others: its draws
-        have status ``UNSTABLE``, and a warning names it.
+        ``C × D`` samples, chain by chain; those of a diverged chain have status ``UNSTABLE``, and a warning names it.
 
     Raises:
         ValueError: if steps, burn-in, thinning and batch size do not fit together, or the checkpoint is of another run.
@@ -95,9 +98,9 @@ def infer(
     run = _Run(states, _Host(np.zeros(chains, np.int32), np.zeros(chains), np.array(False), [], [], {}))
     store = None
     if checkpoint:
-        facts = [steps, burn_in, thin, batch_size, sorted(plan.draws), *_meaning(algorithm, keys, states, data)]
+        facts = [*plan.facts, batch_size, batches, *_meaning(algorithm, keys, states, data)]
         store = open_checkpoint(checkpoint, fingerprint(key, (params, rows, data), facts), SECONDS_BETWEEN_CHECKPOINTS)
-    order = minibatches(key, rows, batch_size) if batch_size else lambda first, end, length: None
+    order = minibatches(key, rows, batch_size, batches) if batch_size else lambda first, end, length: None
     advance = partial(_advance, algorithm=algorithm, segment=segment, keys=keys, data=data, order=order, plan=plan)
     return _samples(algorithm, _driven(run, advance, plan, store, progress))
 

@@ -11,11 +11,12 @@ second:
 ``amagold``, reversible leapfrog steps (position half steps at the ends of the trajectory), friction γ inside:
 
 .. math::
-   p' = \frac{(1 - h\gamma)\, p + h \sqrt G\, g + \sqrt{4 h \gamma T/N}\; \xi}{1 + h \gamma}, \qquad
+   p' = \frac{(1 - h\gamma/2)\, p + h \sqrt G\, g + \sqrt{2 h \gamma T/N}\; \xi}{1 + h \gamma/2}, \qquad
    \log a = \tfrac NT \Big[ \ell_D(\theta') - \ell_D(\theta) - \sum_k \tfrac h2 \sqrt G\, g_k \cdot (p_k + p'_k) \Big]
 
-with :math:`\ell_D` the log density of all data per datum, N = ``target.size``, T = ``temperature``. The argument
-holds for every sequence of minibatches by itself, hence for epochs without replacement, too.
+with :math:`\ell_D` the log density of all data per datum, N = ``target.size``, T = ``temperature``. A sequence of
+minibatches must be as likely as its reverse, whatever came before. That holds within an epoch of minibatches without
+replacement and for whole epochs, but not for a trajectory across the border of two, which is refused.
 
 Reference:
     Garriga-Alonso and Fortuin, arXiv:2102.01691 (2021); Zhang, Cooper and De Sa, AISTATS (2020), arXiv:2003.00193.
@@ -47,8 +48,9 @@ class CorrectedState(NamedTuple):
     start_momentum: Params
     start_value: Scalar
     work: Scalar  # per datum: change of kinetic energy along the trajectory, noise and friction left out
-    accepted: Array  # of the last trajectory, 0 or 1
+    accepted: Array  # share of all trajectories so far
     target: TargetState
+    start_target: TargetState
     step: Array
 
 
@@ -68,14 +70,18 @@ def sggmc(
         target: log density per datum.
         data: the training data, all of which each test sees.
         step_size: schedule ``step → h``, constant within a trajectory.
-        friction: γ, per unit of h.
+        friction: γ, per unit of h; the momentum forgets after 1/γh steps.
         length: steps between tests. Draw at multiples of it (``thin``, ``burn_in``); in between, the start counts.
         temperature: of the posterior.
         diagonal: G, an inverse mass of the parameters' structure; default none. It may not change.
 
     Raises:
         ValueError: for settings that are not positive, or data that the target was not made for. A minibatch must have
-            an even number of frames (or be all data).
+            an even number of frames (or be all data), and ``length`` divide the number of minibatches of an epoch or be
+            a multiple of it.
+
+    In float32 log a is known to about N times the log density per datum times 1e-7: use float64 where that is not
+    small. ``rows`` of ``infer`` must not be given: the tests see all data.
     """
 
     def advance(key, state: CorrectedState, batch, h, root, kT):
@@ -119,10 +125,10 @@ def amagold(
         before = jnp.where(place == 0, 0.5, 0.0) * h  # all later steps begin where the one before drifted to
         middle = drifted(state.params, before, root, state.momentum)
         value, gradient, inner, info = target.value_and_grad(key_target, middle, state.target, batch)
-        injected = jnp.sqrt(4 * h * friction * kT)
+        injected, half = jnp.sqrt(2 * h * friction * kT), 0.5 * h * friction
 
         def kick(p, r, g, z):
-            return (((1 - h * friction) * p + h * r * g + injected * z) / (1 + h * friction)).astype(p.dtype)
+            return (((1 - half) * p + h * r * g + injected * z) / (1 + half)).astype(p.dtype)
 
         momentum = jax.tree.map(kick, state.momentum, root, gradient, noise(key_noise, state.momentum))
         pairs = jax.tree.map(lambda r, g, p, q: (r * g * (p + q)).sum(), root, gradient, state.momentum, momentum)
@@ -148,10 +154,11 @@ def _corrected(target, data, step_size, friction, length, temperature, diagonal,
         inner = target.init(keys[1], params)
         value = whole(keys[2], params, inner)
         zero = jnp.zeros((), value.dtype)
-        return CorrectedState(params, momentum, params, momentum, value, zero, zero, inner, start)
+        return CorrectedState(params, momentum, params, momentum, value, zero, zero, inner, inner, start)
 
     def step(key: Key, state: CorrectedState, batch: Batch):
         key_move, key_test = jax.random.split(key)
+        _check_epoch(number_of(batch), target.size, length)
         h = step_size(state.step - state.step % length)
         kT = heat(state.step)
         root = roots(scaling, scaling.init(state.params))
@@ -163,23 +170,31 @@ def _corrected(target, data, step_size, friction, length, temperature, diagonal,
             one, two = jax.random.split(key)
             value = whole(one, moved.params, moved.target)
             log_ratio = (value - moved.start_value - moved.work) / kT
-            accept = jnp.log(jax.random.uniform(two, (), value.dtype)) < log_ratio  # never for a NaN
-            params, momentum = jax.tree.map(
+            accept = jnp.log(jax.random.uniform(two, (), value.dtype)) < log_ratio
+            back = jax.tree.map(jnp.negative, moved.start_momentum)
+            params, momentum, value, inner = jax.tree.map(
                 lambda new, old: jnp.where(accept, new, old),
-                (moved.params, moved.momentum),
-                (moved.start, jax.tree.map(jnp.negative, moved.start_momentum)),
+                (moved.params, moved.momentum, value, moved.target),
+                (moved.start, back, moved.start_value, moved.start_target),
             )
-            value = jnp.where(accept, value, moved.start_value)
-            return moved._replace(
-                params=params, momentum=momentum, start=params, start_momentum=momentum, start_value=value,
-                work=jnp.zeros_like(work), accepted=accept.astype(work.dtype),
-            )  # fmt: skip
+            share = moved.accepted + (accept - moved.accepted) / (moved.step // length)
+            zero = jnp.zeros_like(work)
+            return CorrectedState(params, momentum, params, momentum, value, zero, share, inner, inner, moved.step)
 
         new = at_times(moved.step % length == 0, tested, key_test, moved)
         return new, {"step_size": h, "acceptance": new.accepted, **info}
 
     check = partial(require_training_data, target)
     return Algorithm(init, step, lambda state: state.start, target.spec, check)
+
+
+def _check_epoch(frames: int, size: int, length: int) -> None:
+    """A trajectory must lie within an epoch, or be made of whole ones."""
+    epoch = size // frames
+    if epoch % length and length % epoch:
+        raise ValueError(
+            f"length must divide the number of minibatches of an epoch, {epoch}, or be a multiple of it. Got {length}."
+        )
 
 
 def _halves(batch: Batch, size: int) -> tuple[Batch, Batch]:

@@ -20,14 +20,23 @@ def bootstrap(key: Key, frames: int, chains: int) -> jax.Array:
     return jax.random.randint(key, (chains, frames), 0, frames)
 
 
-def minibatches(key: Key, rows: np.ndarray, batch_size: int) -> Callable:
+BATCHES = ("epochs", "independent")
+
+
+def minibatches(key: Key, rows: np.ndarray, batch_size: int, batches: str = "epochs") -> Callable:
     """Frame numbers of the minibatches: ``order(first, end, length) → (C, length, B)`` for steps ``first … end − 1``.
 
     ``rows`` ``(C, M)`` are the frames that each chain may see. Every epoch of every chain is a new permutation of them;
-    the few that do not fill a minibatch wait for the next epoch. Steps from ``end`` on are zeros.
+    the few that do not fill a minibatch wait for the next epoch. Steps from ``end`` on are zeros. ``"independent"``
+    minibatches are epochs of one minibatch.
+
+    Raises:
+        ValueError: for another kind of ``batches``.
     """
+    if batches not in BATCHES:
+        raise ValueError(f"batches must be one of {BATCHES}. Got {batches!r}.")
     chains, frames = rows.shape
-    per_epoch = frames // batch_size
+    per_epoch = frames // batch_size if batches == "epochs" else 1
     # fold_in with a tag of its own: the chains' step keys are never used for anything but steps
     seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, 0x6D62))).astype(np.uint32).tolist()
 

@@ -29,16 +29,18 @@ from bayespot.typing import Float, Key, Params
 
 
 class GradientNoise(NamedTuple):
-    """Curvature and gradient noise along the directions in which the noise is largest, everything per datum.
+    """Curvature and gradient noise along some directions, everything per datum and in units of the preconditioner.
 
     Attributes:
         curvature: second derivative of the negative log density, with preconditioner √G H √G, ``(k,)``.
         variance: σ² of the gradient of one frame, ``(k,)``.
+        directions: orthonormal, ``(k, D)``, in the order of ``jax.flatten_util.ravel_pytree``; H is diagonal in them.
         size: number of frames N.
     """
 
     curvature: Float[np.ndarray, "k"]
     variance: Float[np.ndarray, "k"]
+    directions: Float[np.ndarray, "k D"]
     size: int
 
 
@@ -47,54 +49,88 @@ def gradient_noise(
 ) -> GradientNoise:
     """Measure gradient noise and curvature at a point (a trained member, or a posterior sample).
 
+    The space is spanned by the leading directions of the noise's covariance and the stiffest one. What couples to
+    directions outside of it is neglected, by which the inflation comes out too large rather than too small.
+
     Args:
-        key: for targets that are random.
-        target: log density per datum, without a changing state.
+        key: for targets that are random, and for the search of the stiffest direction.
+        target: log density per datum, without a changing state and without control variates.
         params: one set of parameters.
-        data: the training data; takes one gradient of each frame, and ``directions`` Hessian products of all.
+        data: the training data; takes one gradient of each frame, and some 15 + ``directions`` Hessian products of all.
         diagonal: of the preconditioner G that the sampler uses; default none.
-        directions: number of directions, the leading ones of the noise's covariance.
+        directions: number of directions, beside the stiffest.
 
     Raises:
-        ValueError: for data that the target was not made for.
+        ValueError: for data that the target was not made for, or where the gradients of all frames are equal.
     """
-    whole = full_value_and_grad(target, data)
     params, data = jax.tree.map(jnp.asarray, (params, data))
     one, two, three = jax.random.split(key, 3)
     state = target.init(one, params)
     root = jax.tree.map(jnp.sqrt, diagonal) if diagonal is not None else jax.tree.map(jnp.ones_like, params)
-    frames = length(data)
+    scale, back = ravel_pytree(root)
+    whole = full_value_and_grad(target, data)
 
     @jax.jit
     def gradients(params, data):
         def of_frame(x):
-            gradient = target.value_and_grad(x[0], params, state, take(data, x[1][None]))[1]
-            return ravel_pytree(jax.tree.map(jnp.multiply, root, gradient))[0]
+            batch = take(data, x[1][None])
+            return scale * ravel_pytree(target.value_and_grad(x[0], params, state, batch)[1])[0]
 
-        return jax.lax.map(of_frame, (jax.random.split(two, frames), jnp.arange(frames)))
+        return jax.lax.map(of_frame, (jax.random.split(two, length(data)), jnp.arange(length(data))))
+
+    @jax.jit
+    def curved(params, direction):
+        tangent = back(scale * direction)
+        slope = jax.jvp(lambda p: whole(jax.random.clone(three), p, state)[1], (params,), (tangent,))[1]
+        return -scale * ravel_pytree(slope)[0]
+
+    def times_hessian(direction: np.ndarray) -> np.ndarray:
+        return np.asarray(curved(params, jnp.asarray(direction, scale.dtype)), np.float64)
 
     found = np.asarray(gradients(params, data), np.float64)
     centred = found - found.mean(0)
-    value, vector = np.linalg.eigh(centred @ centred.T / frames)
-    chosen = np.argsort(value)[::-1][: min(directions, frames - 1, centred.shape[1])]
-    chosen = chosen[value[chosen] > 1e-12 * value.max()]
-    along = centred.T @ vector[:, chosen]
-    along /= np.linalg.norm(along, axis=0)
-    back = ravel_pytree(params)[1]
+    basis = _leading(centred, directions)
+    stiffest = _stiffest(times_hessian, np.random.default_rng(0).normal(size=basis.shape[1]))
+    basis = _extended(basis, stiffest)
+    projected = basis @ np.stack([times_hessian(u) for u in basis], 1)
+    curvature, turn = np.linalg.eigh(0.5 * (projected + projected.T))
+    basis = turn.T @ basis
+    return GradientNoise(curvature, ((centred @ basis.T) ** 2).mean(0), basis, len(centred))
 
-    @jax.jit
-    def curvature(params, direction):
-        tangent = jax.tree.map(jnp.multiply, root, back(direction))
-        slope = jax.jvp(lambda p: whole(jax.random.clone(three), p, state)[1], (params,), (tangent,))[1]
-        return -(ravel_pytree(jax.tree.map(jnp.multiply, root, slope))[0] @ direction)
 
-    like = ravel_pytree(params)[0].dtype
-    curvatures = [float(curvature(params, jnp.asarray(u, like))) for u in along.T]
-    return GradientNoise(np.array(curvatures), value[chosen], frames)
+def _leading(centred: Float[np.ndarray, "N D"], number: int) -> Float[np.ndarray, "k D"]:
+    """Leading directions of the covariance of gradients."""
+    value, vector = np.linalg.eigh(centred @ centred.T / len(centred))
+    if not value.max() > 0:
+        raise ValueError("The gradients of all frames are equal here: there is no noise. Give the target itself.")
+    chosen = np.argsort(value)[::-1][: min(number, len(centred) - 1, centred.shape[1])]
+    along = centred.T @ vector[:, chosen[value[chosen] > 1e-10 * value.max()]]
+    return (along / np.linalg.norm(along, axis=0)).T
+
+
+def _stiffest(times_hessian: Callable, direction: np.ndarray, products: int = 15) -> np.ndarray:
+    """Direction of the largest curvature, by power iteration."""
+    for _ in range(products):
+        direction = times_hessian(direction / np.linalg.norm(direction))
+    return direction / np.linalg.norm(direction)
+
+
+def _extended(basis: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """The basis and what of the direction lies outside of it, if any."""
+    rest = direction - basis.T @ (basis @ direction)
+    rest -= basis.T @ (basis @ rest)
+    size = np.linalg.norm(rest)
+    return np.concatenate([basis, rest[None] / size]) if size > 1e-6 else basis
 
 
 def variance_inflation(
-    noise: GradientNoise, step_size: float, batch_size: int, *, temperature: float = 1.0, friction: float | None = None
+    noise: GradientNoise,
+    step_size: float,
+    batch_size: int,
+    *,
+    temperature: float = 1.0,
+    friction: float | None = None,
+    independent: bool = False,
 ) -> Float[np.ndarray, "k"]:
     """Sampled variance over the posterior's, along each direction, for the Gaussian of that curvature.
 
@@ -104,6 +140,7 @@ def variance_inflation(
         batch_size: frames of a minibatch, drawn without replacement in epochs as ``infer`` does.
         temperature: of the posterior.
         friction: γ of ``sghmc``; ``None`` means ``sgld``.
+        independent: whether minibatches are independent draws, instead of those of epochs.
 
     Returns:
         Ratios, 1 is right; ``inf`` where the step is unstable, NaN where the curvature is not positive (there is no
@@ -120,7 +157,7 @@ def variance_inflation(
     make = partial(_langevin, step_size) if friction is None else partial(_underdamped, step_size, friction)
     kT = temperature / noise.size
     single = (noise.size - batch_size) / max(noise.size - 1, 1) / batch_size
-    common = -1.0 / max(noise.size - 1, 1) if batch_size < noise.size else 0.0
+    common = -1.0 / max(noise.size - 1, 1) if batch_size < noise.size and not independent else 0.0
     epoch = noise.size // batch_size
     pairs = zip(noise.curvature, noise.variance, strict=True)
     return np.array([_ratio(make, c, v * single, v * common, kT, epoch) for c, v in pairs])
@@ -134,7 +171,7 @@ def largest_step(
     temperature: float = 1.0,
     friction: Callable[[float], float] | None = None,
 ) -> float:
-    """The largest step size at which no direction's variance is off by more than a tolerance.
+    """The largest step size at which no measured direction's variance is off by more than a tolerance.
 
     Args:
         noise, batch_size, temperature: as for ``variance_inflation``.
@@ -142,12 +179,15 @@ def largest_step(
         friction: ``step size → γ`` for ``sghmc``, e.g. ``lambda h: 0.3 / h``; ``None`` means ``sgld``.
 
     Raises:
-        ValueError: when no direction has a positive curvature.
+        ValueError: when no direction has a positive curvature; others are left out, because nothing confines the
+            chain along them.
     """
     known = noise.curvature > 0
     if not known.any():
         raise ValueError("No direction has a positive curvature: the point is no mode. Train longer, or add a prior.")
-    noise = noise._replace(curvature=noise.curvature[known], variance=noise.variance[known])
+    noise = noise._replace(
+        curvature=noise.curvature[known], variance=noise.variance[known], directions=noise.directions[known]
+    )
     power = 1.0 if friction is None else 0.5
     low, high = -12.0, np.log10(2.0 / noise.curvature.max()) * power + 0.31
     for _ in range(50):

@@ -40,7 +40,8 @@ def rms(decay: float = 0.99, damping: float = 1e-2, freeze_after: int | None = N
     r"""RMSprop: :math:`G = 1 / (\lambda + \sqrt{v})` with a running mean ``v`` of squared minibatch gradients.
 
     ``v`` starts from the first minibatch's gradient (not from 0 or 1), and λ is ``damping`` times the root mean square
-    gradient over all parameters, so that both follow the scale of the problem.
+    gradient over all parameters, so that both follow the scale of the problem. Not for ``control_variates``, whose
+    first gradient is that of all data at a mode.
 
     Args:
         decay: α of the running mean.

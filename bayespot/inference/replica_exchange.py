@@ -8,7 +8,8 @@ accepted with probability min(1, a),
 
 with the minibatch estimate :math:`\hat\ell` of the log density per datum. The second term is the penalty for the
 variance :math:`s^2` of the estimated difference; for Gaussian noise of known variance it restores detailed balance
-exactly. :math:`s^2` is a running mean of what the two halves of each minibatch say.
+exactly. :math:`s^2` is a running mean of what the two halves of each minibatch say. The minibatch is that of the move
+before, so that a bias of the size of plain SGLD's remains.
 
 Reference:
     Deng, Feng, Gao, Liang and Lin, ICML (2020), arXiv:2008.05367; the penalty: Ceperley and Dewing, J. Chem. Phys.
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 from bayespot.inference.algorithm import Algorithm
 from bayespot.inference.dynamics import at_times
 from bayespot.inference.target import Batch, Target, require_training_data
-from bayespot.tree import length, take
+from bayespot.tree import all_finite, length, take
 from bayespot.typing import Array, Float, Key, Params
 
 
@@ -50,7 +51,8 @@ def replica_exchange(
 
     Args:
         make: ``temperature → Algorithm``, e.g. ``lambda t: sgld(target, schedule, temperature=t)``. Its state must
-            have the field ``params`` and nothing else that belongs to a place in parameter space (no Metropolis test).
+            have the fields ``params`` and ``target``, and nothing else that belongs to a place in parameter space (no
+            Metropolis test).
         target: that the sampler moves on.
         temperatures: rising, the first is that of the posterior (1 for Bayes'). Neighbours swap often enough where the
             ratio is about 1 + 1/√d for d well-determined parameters.
@@ -58,14 +60,13 @@ def replica_exchange(
 
     Raises:
         ValueError: for fewer than two temperatures, ones that do not rise, or ``every`` below 1. A minibatch must
-            have at least two frames.
+            have an even number of frames, or be all data.
     """
     ladder = tuple(float(t) for t in temperatures)
     if len(ladder) < 2 or not ladder[0] > 0 or any(b <= a for a, b in pairwise(ladder)):
         raise ValueError(f"temperatures must be at least two positive, rising numbers. Got {ladder}.")
     if every < 1:
         raise ValueError(f"every must be at least 1. Got {every}.")
-    inverse = jnp.asarray([1 / a - 1 / b for a, b in pairwise(ladder)])
     count = len(ladder)
     cold = make(ladder[0])
 
@@ -76,52 +77,57 @@ def replica_exchange(
 
     def step(key: Key, state: ReplicaState, batch: Batch):
         one, two = jax.random.split(key)
+        keys = jax.random.split(one, count)
         copies, infos = _mapped(
-            lambda k, t, copy: make(t).step(k, copy, batch),
-            jax.random.split(one, count),
-            jnp.asarray(ladder),
-            state.copies,
+            lambda k, t, copy: make(t).step(k, copy, batch), keys, jnp.asarray(ladder), state.copies
         )
+        sound = all_finite(copies.params) & all_finite(infos["log_density"])
         moved = state._replace(copies=copies, step=state.step + 1)
-        new = at_times(moved.step % every == 0, lambda k, s: swapped(k, s, batch), two, moved)
+        swap = partial(_swapped, target=target, ladder=ladder, every=every, batch=batch)
+        new = at_times(moved.step % every == 0, swap, two, moved)
         rate = (new.made / jnp.maximum(new.tried, 1)).mean()
-        return new, {**take(infos, 0), "swap_acceptance": rate}
-
-    def swapped(key: Key, state: ReplicaState, batch: Batch) -> ReplicaState:
-        one, two = jax.random.split(key)
-        halves = _density_of_halves(one, target, cold.params, state.copies, batch)
-        difference = jnp.diff(halves, axis=0)  # (K − 1, 2); the same frames in both copies
-        unseen = 1.0 - length(batch) / target.size  # frames are drawn without replacement
-        noise = 0.25 * unseen * (difference[:, 0] - difference[:, 1]) ** 2
-        round_ = state.step // every
-        rate = 1.0 / jnp.minimum(round_.astype(noise.dtype), 100.0)
-        variance = state.variance + rate * (noise - state.variance)
-        scale = target.size * inverse
-        log_ratio = scale * difference.mean(1) - 0.5 * scale**2 * variance
-        turn = jnp.arange(count - 1) % 2 == round_ % 2
-        accept = turn & (jnp.log(jax.random.uniform(two, log_ratio.shape, log_ratio.dtype)) < log_ratio)
-        place = jnp.arange(count)
-        place = place + jnp.append(accept, False) - jnp.insert(accept, 0, False)
-        params = take(state.copies.params, place)
-        made, tried = state.made + accept, state.tried + turn
-        return ReplicaState(state.copies._replace(params=params), variance, tried, made, state.step)
+        info = take(infos, 0)  # a lost hot copy makes the chain a plain one: the chain is lost, too
+        return new, {**info, "log_density": jnp.where(sound, info["log_density"], jnp.nan), "swap_acceptance": rate}
 
     check = partial(require_training_data, target)
     return Algorithm(init, step, lambda state: cold.params(take(state.copies, 0)), target.spec, check)
 
 
-def _density_of_halves(key: Key, target: Target, params_of: Callable, copies: Any, batch: Batch) -> Float[Array, "k 2"]:
-    """Log density per datum of every copy, from each half of a minibatch; the gradients are not computed."""
+def _swapped(key: Key, state: ReplicaState, *, target: Target, ladder, every: int, batch: Batch) -> ReplicaState:
+    """One attempt: even pairs of neighbours, or odd ones, exchange their parameters where the test says so."""
+    one, two = jax.random.split(key)
+    halves = _density_of_halves(one, target, state.copies, batch)
+    difference = jnp.diff(halves, axis=0)  # (K − 1, 2); the same frames in both copies
+    unseen = 1.0 - length(batch) / target.size  # frames are drawn without replacement
+    noise = 0.25 * unseen * (difference[:, 0] - difference[:, 1]) ** 2
+    attempt = state.step // every
+    rate = 1.0 / jnp.minimum(attempt.astype(noise.dtype), 100.0)
+    variance = state.variance + jnp.where(jnp.isfinite(noise), rate * (noise - state.variance), 0.0)
+    scale = target.size * jnp.asarray([1 / a - 1 / b for a, b in pairwise(ladder)])
+    log_ratio = scale * difference.mean(1) - 0.5 * scale**2 * variance
+    turn = jnp.arange(len(ladder) - 1) % 2 == attempt % 2
+    accept = turn & (jnp.log(jax.random.uniform(two, log_ratio.shape, log_ratio.dtype)) < log_ratio)
+    place = jnp.arange(len(ladder)) + jnp.append(accept, False) - jnp.insert(accept, 0, False)
+    copies = state.copies._replace(params=take(state.copies.params, place))
+    return ReplicaState(copies, variance, state.tried + turn, state.made + accept, state.step)
+
+
+def _density_of_halves(key: Key, target: Target, copies: Any, batch: Batch) -> Float[Array, "k 2"]:
+    """Log density per datum of every copy, from each half of a minibatch; the gradients are not computed.
+
+    Where the minibatch is all data both halves are the whole.
+    """
     frames = length(batch)
-    if frames < 2:
+    if frames % 2 and frames < target.size:
         raise ValueError(
-            f"replica_exchange compares two halves of a minibatch. Got batch_size = {frames}. Use at least 2."
+            f"replica_exchange compares the halves of a minibatch. Got batch_size = {frames}. Use an even number."
         )
-    rows = jnp.arange(frames // 2 * 2).reshape(2, -1)
+    whole = jnp.arange(frames)
+    rows = jnp.stack([whole, whole]) if frames == target.size else whole.reshape(2, -1)
     number = length(copies)
 
     def one(k, copy, half):
-        return target.value_and_grad(k, params_of(copy), copy.target, take(batch, half))[0]
+        return target.value_and_grad(k, copy.params, copy.target, take(batch, half))[0]
 
     copy, half = jnp.repeat(jnp.arange(number), 2), jnp.tile(jnp.arange(2), number)
     return _mapped(one, jax.random.split(key, 2 * number), take(copies, copy), rows[half]).reshape(number, 2)

@@ -94,7 +94,7 @@ def cyclical(
         first: largest step size, at the beginning of every cycle.
         last: smallest, at its end.
         length: L, steps of a cycle.
-        explore: share of a cycle without noise.
+        explore: share of a cycle at the temperature ``hot``.
         temperature: of the rest.
         hot: temperature while exploring.
 

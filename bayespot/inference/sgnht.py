@@ -10,7 +10,9 @@ One step is A B D O D B A, with one gradient of a fresh minibatch in its middle:
 
 The injected noise is that of a friction γ. Where the gradient adds noise of its own, the same in all directions, ξ
 settles above γ by just what keeps the momenta at temperature T. Noise that differs between directions is balanced
-only on average; with ``thermostats="leaf"`` on average over every array of parameters.
+only on average; with ``thermostats="leaf"`` on average over every array of parameters. The noise must be white:
+run it with ``infer(…, batches="independent")``. The errors of minibatches without replacement cancel over an epoch,
+so that they heat less than the momenta tell, and the thermostat would cool too much.
 
 ======================  =====================================
 :math:`h`               ``step_size(k)``
@@ -72,8 +74,7 @@ def sgnht(
         target: log density per datum.
         step_size: schedule ``step → h``.
         friction: γ, per unit of h, without gradient noise.
-        relaxation: τ, the time in which ξ reacts, in units of h; 10 to 100 steps are usual. The spread of ξ
-            is 1/(τ √d).
+        relaxation: τ, the time in which ξ reacts, 10 h to 100 h as a rule. The spread of ξ is 1/(τ √d).
         temperature: of the posterior, or a schedule of it (never 0 here).
         preconditioner: diagonal G, an inverse mass; default none.
         thermostats: ``"global"`` (one ξ) or ``"leaf"`` (one for every array of parameters).
@@ -112,8 +113,7 @@ def sgnht(
         momentum = drifted(damped, 0.5 * h, root, gradient)
         params = drifted(middle, 0.5 * h, root, momentum)
         new = SGNHTState(params, momentum, xi, inner, target_state, state.step + 1)
-        mean = total(x.astype(value.dtype) for x in jax.tree.leaves(xi)) / len(jax.tree.leaves(xi))
-        return new, {"log_density": value, "step_size": h, "friction": mean, **info}
+        return new, {"log_density": value, "step_size": h, "friction": jnp.stack(jax.tree.leaves(xi)).mean(), **info}
 
     check = partial(require_training_data, target)
     return Algorithm(init, step, lambda state: state.params, target.spec, check)

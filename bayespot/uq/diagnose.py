@@ -1,7 +1,7 @@
 r"""Have the chains told all they could? Convergence of predictions and observables, with a verdict in plain language.
 
 For every quantity: rank-normalised split R-hat, bulk and tail effective sample size, the Monte Carlo error of the
-mean over the posterior's standard deviation, :math:`1/\sqrt{\mathrm{ESS}}` by definition of the latter, and the
+mean over the posterior's standard deviation, :math:`1/\sqrt{\mathrm{ESS}}` with the bulk's, and the
 variance between chains over that within them,
 
 .. math:: \frac{B}{W} = \frac{\operatorname{Var}_c(\bar y_c)}{\langle \operatorname{Var}_d(y_{cd}) \rangle_c} .
@@ -114,16 +114,20 @@ def _row(name: str, samples: PosteriorSamples, array: np.ndarray) -> Row:
         raise ValueError(f"{name} has the same value for all samples: nothing to diagnose.")
     chosen = moving[np.unique(np.linspace(0, len(moving) - 1, COMPONENTS).astype(int))]
     flat = flat[:, chosen]
+    bulk, tail, spread = (np.asarray(f(samples, flat)) for f in (ess, ess_tail, rhat))
     table = np.asarray(by_chain(samples, flat))
-    bulk = np.asarray(ess(samples, flat))
-    between = table.mean(1).var(0, ddof=1) / table.var(1, ddof=1).mean(0)
+    within, apart = table.var(1, ddof=1).mean(0), table.mean(1).var(0, ddof=1)
+    stuck = within <= 1e-12 * apart  # every chain at a value of its own: R-hat and ESS are not defined
+    bulk, spread = np.where(stuck, table.shape[0], bulk), np.where(stuck, np.inf, spread)
+    continuous = np.array([len(np.unique(column)) > 0.1 * len(column) for column in flat.T])
+    tail = np.where(continuous & ~stuck, tail, bulk)  # a value that most draws share has no tail
     return Row(
         quantity=name,
-        rhat=float(np.max(rhat(samples, flat))),
+        rhat=float(spread.max()),
         ess_bulk=float(bulk.min()),
-        ess_tail=float(np.min(ess_tail(samples, flat))),
-        mcse=float(bulk.min() ** -0.5),
-        between=float(np.median(between)),
+        ess_tail=float(tail.min()),
+        mcse=float(max(bulk.min(), 1.0) ** -0.5),
+        between=float(np.median(np.divide(apart, within, out=np.full_like(within, np.inf), where=~stuck))),
         components=len(chosen),
     )
 
@@ -132,6 +136,11 @@ def _verdict(rows: tuple[Row, ...], chains: int, level: float) -> str:
     worst, least = max(rows, key=lambda r: r.rhat), min(rows, key=lambda r: min(r.ess_bulk, r.ess_tail))
     count, needed = min(least.ess_bulk, least.ess_tail), 2.0 / (1.0 - level)
     value = f"R-hat {worst.rhat:.3g} of {worst.quantity}"
+    if np.isinf(worst.rhat):
+        return (
+            f"Chains do not move at all ({worst.quantity} is constant in each). Look at the acceptance of the sampler, "
+            "and take smaller steps."
+        )
     if worst.rhat > 1.1 and max(r.between for r in rows) > 1.0:
         return (
             f"The chains stay apart ({value}): each explores a place of its own; only the spread between them counts, "

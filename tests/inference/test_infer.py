@@ -11,7 +11,7 @@ from bayespot.inference.diagnostics import ess, rhat
 from bayespot.inference.infer import infer
 from bayespot.inference.minibatches import bootstrap, minibatches
 from bayespot.inference.optimise import optimise
-from bayespot.inference.schedules import constant, cosine, polynomial
+from bayespot.inference.schedules import constant, cosine, cyclical, polynomial
 from bayespot.inference.sgld import sgld
 from bayespot.inference.target import initial
 from tests.oracles.linear_model import make
@@ -44,6 +44,21 @@ def test_draws_come_at_the_right_steps(key):
     np.testing.assert_array_equal(one.params["a"], samples.params["a"][np.array([0, 3])])
 
 
+def test_a_rule_chooses_among_the_draws(key, tmp_path):
+    options = {"steps": 60, "burn_in": 0, "thin": 5, "batch_size": 8, "progress": False}
+    algorithm = sgld(TARGET, constant(1e-3))
+    every = infer(key, algorithm, started(2), DATA, **options)
+    cycle = cyclical(1e-3, 1e-3, length=20, explore=0.5)
+    folder = str(tmp_path / "run")
+    some = infer(key, algorithm, started(2), DATA, keep=cycle.sampling, checkpoint=folder, **options)
+    chosen = [n for n in range(24) if n % 4 in (2, 3)]  # after 15, 20, 35, 40, 55, 60 steps
+    np.testing.assert_array_equal(some.params["a"], every.params["a"][np.array(chosen)])
+    with pytest.raises(ValueError, match="at least one of the draws after 5, … 60 steps"):
+        infer(key, algorithm, started(2), DATA, keep=lambda done: False, **options)
+    with pytest.raises(ValueError, match="belongs to one run"):
+        infer(key, algorithm, started(2), DATA, keep=lambda done: done == 60, checkpoint=folder, **options)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -70,6 +85,18 @@ def test_minibatches_are_permutations_of_every_epoch(key):
         assert sorted(chain[2:7].ravel()) == list(range(20))  # steps 5 … 9 are the second epoch
     assert not np.array_equal(indices[0], indices[1])
     np.testing.assert_array_equal(np.asarray(order(7, 9, 2)), indices[:, 4:6])  # a function of the step alone
+
+
+def test_independent_minibatches_repeat_frames_within_an_epoch(key):
+    order = minibatches(key, np.broadcast_to(np.arange(20), (1, 20)), 5, "independent")
+    indices = np.asarray(order(0, 4000, 4000))[0]
+    assert all(len(set(batch)) == 5 for batch in indices)  # no frame twice in one minibatch
+    # two consecutive ones share 5 · 5/20 = 1.25 frames on average, ± 0.89/√4000 · 4; those of one epoch share none
+    shared = [len(set(a) & set(b)) for a, b in zip(indices, indices[1:], strict=False)]
+    assert abs(np.mean(shared) - 1.25) < 0.06
+    np.testing.assert_array_equal(np.asarray(order(7, 9, 2))[0], indices[7:9])
+    with pytest.raises(ValueError, match="batches must be one of"):
+        minibatches(key, np.broadcast_to(np.arange(20), (1, 20)), 5, "bootstrap")
 
 
 class Stop(Exception):

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.linalg import solve_discrete_lyapunov
 
+from bayespot.inference.control_variates import control_variates
 from bayespot.inference.infer import infer
 from bayespot.inference.noise_bias import GradientNoise, gradient_noise, largest_step, variance_inflation
 from bayespot.inference.schedules import constant
@@ -20,14 +22,46 @@ def test_noise_and_curvature_are_those_of_the_linear_model(key):
     found = gradient_noise(key, TARGET, MODE, DATA, directions=3)
     x, y = (np.asarray(DATA[k]) for k in "xy")
     gradients = x * (y - x @ MEAN)[:, None] / SIGMA**2
-    value, vector = np.linalg.eigh(np.cov(gradients.T, ddof=0))
-    precision = np.linalg.inv(COVARIANCE) / 64
-    np.testing.assert_allclose(found.variance, value[::-1], rtol=1e-9)
-    np.testing.assert_allclose(found.curvature, np.diag(vector.T @ precision @ vector)[::-1], rtol=1e-9)
+    curvature, axes = np.linalg.eigh(np.linalg.inv(COVARIANCE) / 64)
+    np.testing.assert_allclose(found.curvature, curvature, rtol=1e-9)
+    np.testing.assert_allclose(np.abs(found.directions @ axes), np.eye(3), atol=1e-6)
+    np.testing.assert_allclose(found.variance, (gradients @ axes).var(0), rtol=1e-6)
     assert found.size == 64
     scaled = gradient_noise(jax.random.key(1), TARGET, MODE, DATA, diagonal={"a": jnp.full(3, 4.0)}, directions=3)
-    np.testing.assert_allclose(scaled.variance, 4 * found.variance, rtol=1e-9)
+    np.testing.assert_allclose(scaled.variance, 4 * found.variance, rtol=1e-6)
     np.testing.assert_allclose(scaled.curvature, 4 * found.curvature, rtol=1e-9)
+    with pytest.raises(ValueError, match="no noise"):
+        gradient_noise(jax.random.key(2), control_variates(TARGET, DATA), MODE, DATA)
+
+
+def test_the_stiffest_direction_is_found_though_it_has_no_noise(key):
+    def value_and_grad(key, params, state, batch):
+        value, gradient, state, info = TARGET.value_and_grad(key, params, state, batch)
+        return value, {"a": gradient["a"] - 1000.0 * axis * (axis @ params["a"])}, state, info
+
+    axis = jnp.array([0.6, 0.0, 0.8])
+    stiff = TARGET._replace(value_and_grad=value_and_grad)
+    found = gradient_noise(key, stiff, MODE, DATA, directions=1)
+    assert len(found.curvature) == 2
+    assert 1000.0 < found.curvature.max() < 1004.0
+    assert largest_step(found, 8) < 2 / 1000.0
+
+
+def test_the_prediction_in_many_dimensions_is_that_of_the_whole_problem(key):
+    # 20 parameters, condition 100: independent minibatches by the Lyapunov equation of all of them, SciPy's
+    data, target, mean, covariance = make(rows=60, dimension=20, condition=100.0)
+    found = gradient_noise(key, target, {"a": jnp.asarray(mean)}, data, directions=20)
+    hessian, step = np.linalg.inv(covariance) / 60, 0.3 / found.curvature.max()
+    x, y = (np.asarray(data[k]) for k in "xy")
+    gradients = x * (y - x @ mean)[:, None] / SIGMA**2
+    noise = np.cov(gradients.T, ddof=0) / 6 * 54 / 59
+    move = np.eye(20) - step * hessian
+    whole = solve_discrete_lyapunov(move, 2 * step / 60 * np.eye(20) + step**2 * noise)
+    exact = np.diag(found.directions @ whole @ found.directions.T) * found.curvature * 60
+    epochs = variance_inflation(found, step, 6)
+    independent = variance_inflation(found, step, 6, independent=True)
+    np.testing.assert_allclose(independent, exact, rtol=1e-6)
+    assert (epochs <= independent + 1e-12).all()
 
 
 def widening(algorithm, data, target, covariance, mean, batch_size, steps):
@@ -58,10 +92,14 @@ def test_predicted_widening_is_what_sampling_shows(key, batch_size, friction):
     np.testing.assert_allclose(measured - 1, predicted - 1, rtol=0.15)
 
 
+def of(curvature, variance, size) -> GradientNoise:
+    return GradientNoise(np.array(curvature), np.array(variance), np.eye(len(curvature)), size)
+
+
 def test_limits_of_the_formula():
     # all data: no noise, 1/(1 − ελ/2) for SGLD and exactly 1 for the splitting; tiny epochs of many independent-like
     # batches: (1 + ε N V / 2T)/(1 − ελ/2) when the epoch is much longer than the memory 1/ελ
-    noise = GradientNoise(np.array([4.0]), np.array([9.0]), 100_000)
+    noise = of([4.0], [9.0], 100_000)
     np.testing.assert_allclose(variance_inflation(noise, 0.1, 100_000), [1 / (1 - 0.2)], rtol=1e-10)
     np.testing.assert_allclose(variance_inflation(noise, 0.4, 100_000, friction=1.0), [1.0], rtol=1e-10)
     n = 100
@@ -73,7 +111,7 @@ def test_limits_of_the_formula():
 
 
 def test_the_largest_step_is_just_tolerable():
-    noise = GradientNoise(np.array([4.0, 0.5]), np.array([9.0, 0.2]), 200)
+    noise = of([4.0, 0.5], [9.0, 0.2], 200)
     step = largest_step(noise, 8, tolerance=0.1)
     assert np.abs(variance_inflation(noise, step, 8) - 1).max() == pytest.approx(0.1, rel=1e-6)
     step = largest_step(noise, 8, tolerance=0.1, friction=lambda h: 0.3 / h)

@@ -45,3 +45,23 @@ def target(rows: int, dimension: int) -> Target:
             log_prior=lambda params: -0.5 * (params["a"] ** 2).sum() / WIDTH**2,
         ),
     )
+
+
+def in_two_leaves(target: Target) -> Target:
+    """The same target with its first parameter in an array of its own, because sums over arrays can be wrong."""
+
+    def joined(params):
+        return {"a": jnp.concatenate([params["first"], params["rest"]])}
+
+    def split(params):
+        return {"first": params["a"][:1], "rest": params["a"][1:]}
+
+    def value_and_grad(key, params, state, batch):
+        value, gradient, state, info = target.value_and_grad(key, joined(params), state, batch)
+        return value, split(gradient), state, info
+
+    return target._replace(
+        initial=lambda key: split(target.initial(key)),
+        value_and_grad=value_and_grad,
+        metrics=lambda params, batch: target.metrics(joined(params), batch),
+    )

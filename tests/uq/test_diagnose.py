@@ -54,6 +54,16 @@ def test_what_keeps_chains_from_being_used():
     assert slow.verdict.startswith(("Do not use", "The chains stay apart"))
 
 
+def test_chains_that_stand_still_are_not_called_agreeing():
+    samples, values = chains()
+    stuck = {"pressure": np.repeat(np.arange(4.0), 400)[:, None] * np.ones(3)}
+    assert diagnose(samples, stuck | values).verdict.startswith("Chains do not move")
+    assert diagnose(samples, values | stuck).verdict.startswith("Chains do not move")
+    rare = values["energy"].copy()
+    rare[:, 0] = rare[:, 0] > 2.2  # a bin that is 0 in nearly all draws has no tail to be measured
+    assert diagnose(samples, {"rdf": rare}).rows[0].ess_tail > 100
+
+
 def test_only_what_moves_and_is_finite_counts():
     samples, values = chains()
     padded = {"energy": np.insert(values["energy"], 1, 7.0, axis=1)}
