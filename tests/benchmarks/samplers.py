@@ -78,7 +78,7 @@ def cases(p: Problem) -> dict[str, Case]:
             lambda t: bp.sggmc(p.target, p.data, bp.constant(0.1), friction=1.0, length=2, temperature=t,
                                diagonal=diagonal), half, 120),
         "amagold, minibatches": Case(
-            lambda t: bp.amagold(p.target, p.data, bp.constant(0.1), friction=1.0, length=2, temperature=t,
+            lambda t: bp.amagold(p.target, p.data, bp.constant(0.1), friction=2.0, length=2, temperature=t,
                                  diagonal=diagonal), half, 120),
         "replica exchange": Case(
             lambda t: bp.replica_exchange(

@@ -1,5 +1,7 @@
 """The driver: bookkeeping of draws, minibatches, checkpoints, messages."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +94,7 @@ def test_independent_minibatches_repeat_frames_within_an_epoch(key):
     indices = np.asarray(order(0, 4000, 4000))[0]
     assert all(len(set(batch)) == 5 for batch in indices)  # no frame twice in one minibatch
     # two consecutive ones share 5 · 5/20 = 1.25 frames on average, ± 0.89/√4000 · 4; those of one epoch share none
-    shared = [len(set(a) & set(b)) for a, b in zip(indices, indices[1:], strict=False)]
+    shared = [len(set(a) & set(b)) for a, b in pairwise(indices)]
     assert abs(np.mean(shared) - 1.25) < 0.06
     np.testing.assert_array_equal(np.asarray(order(7, 9, 2))[0], indices[7:9])
     with pytest.raises(ValueError, match="batches must be one of"):

@@ -1,7 +1,7 @@
 """Every sampler against the exact posterior of Bayesian linear regression, and the modes of a mixture.
 
-Error budget of the variances: 128 chains of 100 draws, 20 steps apart where correlation times are 10 steps or less, hold more
-than 10 000 effective draws: relative standard error 1.4 % or less, of which 5 % are 3.5 or more.
+Error budget of the variances: 128 chains of 100 draws, 20 steps apart where correlation times are 10 steps or less,
+hold more than 10 000 effective draws: relative standard error 1.4 % or less, of which 5 % are 3.5 or more.
 """
 
 import jax
