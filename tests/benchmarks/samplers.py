@@ -71,9 +71,6 @@ def cases(p: Problem) -> dict[str, Case]:
                                preconditioner=bp.fixed(diagonal)), half, 20),
         "sgnht": Case(lambda t: bp.sgnht(p.target, bp.constant(0.5 * quick), friction=slow, relaxation=5 / slow,
                                          temperature=t), None, moves(0.5)),
-        "sgnht per leaf": Case(lambda t: bp.sgnht(p.target, bp.constant(0.5 * quick), friction=slow,
-                                                  relaxation=5 / slow, temperature=t, thermostats="leaf"),
-                               None, moves(0.5)),
         "sggmc, minibatches": Case(
             lambda t: bp.sggmc(p.target, p.data, bp.constant(0.1), friction=1.0, length=2, temperature=t,
                                diagonal=diagonal), half, 120),

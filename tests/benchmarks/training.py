@@ -23,6 +23,8 @@ def main() -> None:
     adam = bp.optimise(target, optax.adam(1e-3))
     sgld = bp.sgld(target, bp.constant(1e-10))  # a larger step diverges at the untrained start
     psgld = bp.sgld(target, bp.constant(1e-6), preconditioner=bp.rms())
+    sghmc = bp.sghmc(target, bp.constant(1e-6), friction=1e5)
+    sgnht = bp.sgnht(target, bp.constant(1e-6), friction=1e5, relaxation=1e-4)
     start = take(one, 0)
 
     @jax.jit
@@ -49,13 +51,15 @@ def main() -> None:
             "adam": run(adam, one),
             "sgld": run(sgld, one),
             "psgld": run(psgld, one),
+            "sghmc": run(sghmc, one),
+            "sgnht": run(sgnht, one),
             "adam_two_chains": run(adam, two),
         },
         repeats=5,
     )
-    rate = {f"{k}_structures_per_s": n * STEPS * BATCH / times[k] for k, n in
-            {"bare": 1, "adam": 1, "sgld": 1, "psgld": 1, "adam_two_chains": 2}.items()}  # fmt: skip
-    ratio = {f"{k}_over_bare": times[k] / times["bare"] for k in ("adam", "sgld", "psgld")}
+    chains = {name: 2 if name == "adam_two_chains" else 1 for name in times}
+    rate = {f"{k}_structures_per_s": chains[k] * STEPS * BATCH / t for k, t in times.items()}
+    ratio = {f"{k}_over_bare": times[k] / times["bare"] for k in ("adam", "sgld", "psgld", "sghmc", "sgnht")}
     report("training", parameters=sum(x.size for x in jax.tree.leaves(start)), **rate, **ratio)
 
 
