@@ -60,8 +60,8 @@ def cases(p: Problem) -> dict[str, Case]:
         return 2.0 / (step * quick * slow * min(1.0, friction))
 
     return {
-        "sgld": Case(lambda t: bp.sgld(p.target, bp.constant(0.04), temperature=t,
-                                       preconditioner=bp.fixed(diagonal)), None, 25),
+        "sgld": Case(lambda t: bp.sgld(p.target, bp.constant(0.02), temperature=t,
+                                       preconditioner=bp.fixed(diagonal)), None, 50),
         "sgld, control variates": Case(lambda t: bp.sgld(quiet, bp.constant(0.02), temperature=t,
                                                          preconditioner=bp.fixed(diagonal)), half, 50),
         "sghmc": Case(lambda t: bp.sghmc(p.target, bp.constant(0.8 * quick), friction=slow, temperature=t),
@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*", help="names of samplers")
     parser.add_argument("--chains", type=int, default=64)
-    parser.add_argument("--draws", type=int, default=200, help="per chain")
+    parser.add_argument("--draws", type=int, default=400, help="per chain")
     chosen = parser.parse_args()
     for dimension, condition in ((3, 4.0), (50, 1000.0)):
         p = problem(dimension, condition)
