@@ -109,7 +109,7 @@ def test_parity():
     error, spread = 0.1 * rng.normal(size=(4, 5, 3)), 0.1 * rng.uniform(size=(4, 5, 3))
     energy, stress = jnp.zeros(4), jnp.zeros((4, 3, 3))
     arrays = (energy, jnp.asarray(force + error), stress, energy, jnp.asarray(spread), stress)
-    prediction = Prediction(*arrays, {}, {}, jnp.zeros(2))
+    prediction = Prediction(*arrays, {}, {}, jnp.zeros(2), jnp.arange(2))
     ax = plot_parity(prediction, data)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("label: forces [eV/Å]", "prediction: forces [eV/Å]")
     assert f"RMSE {np.sqrt((error**2).mean()):.3g} eV/Å, 60 labels" in ax.get_title()

@@ -47,6 +47,7 @@ def from_members(members, log_weight):
         noise={},
         members={k: jnp.asarray(y) for k, y in members.items()},
         log_weight=jnp.asarray(log_weight),
+        chain=jnp.arange(len(log_weight)),
     )
 
 
