@@ -12,10 +12,11 @@ uncertainties, with three exceptions, all positive:
 
 - *s* differs much within a bin: simulated with a standard deviation of ln *s* of 0.6, the mean is 0.0018 (scatter
   0.0120) for 2400 labels, 0.048 ± 0.001 (0.128) for 60;
-- errors are common to the labels of a frame, so that their number overstates what they tell: 0.075 ± 0.009 for 40 frames
-  of 60 labels with one error in common (in units of *s*), 0.039 ± 0.005 for 100 of 24, 0.015 ± 0.003 for 300 of 8;
+- errors are common to the labels of a frame, so that there are fewer than they seem: 0.075 ± 0.009 for 40 frames of 60
+  labels with one error in common (in units of *s*), 0.039 ± 0.005 for 100 of 24, 0.015 ± 0.003 for 300 of 8;
 - few samples and little noise: *s* scatters itself, by :math:`1/\sqrt{2(S-1)}`, and the largest are those estimated too
-  large. Below about 30 samples ENCE cannot be interpreted: eight honest ones give about 0.12 to 0.17.
+  large. Below about 30 samples ENCE cannot be interpreted: eight honest ones give 0.17 to 0.24, 32 give 0.04 to 0.10
+  (the true standard deviations differing much, or not at all).
 
 References: Levi, Gispan, Giladi and Fetaya, *Sensors* 22, 5540 (2022); Pernot, arXiv:2305.11905 (2023).
 """

@@ -93,8 +93,8 @@ def calibration(
 
     One row for every quantity with labels, over all frames and for each group of them; forces also by species. The
     intervals come from drawing frames with replacement (percentiles), because labels of one frame are not independent;
-    with fewer than about 20 frames they are too narrow. Those of the rank correlations are a first-order expansion about
-    all labels, for replicates without sorting (``rank_correlation``); ``zms_honest`` is NaN where some ν is 2 or less.
+    with fewer than about 20 frames they are too narrow. Those of the rank correlations are a first-order expansion
+    about all labels (``rank_correlation``). ``zms_honest`` is NaN where some ν is 2 or less.
 
     Args:
         key: random key of the bootstrap.

@@ -179,7 +179,7 @@ def test_over_confidence_is_found():
 
 
 def chained(scatter, chains=4, draws=50):
-    """Forces in 300 frames by chains that stay each in a mode of its own, draws ``scatter`` about it; and the labels."""
+    """Forces in 300 frames by chains that stay each in its own mode, about which draws ``scatter``; and the labels."""
     rng, shape = np.random.default_rng(8), (300, 4, 3)
     members = rng.normal(size=(chains, 1, *shape)) + scatter * rng.normal(size=(chains, draws, *shape))
     members = members.reshape(-1, *shape)

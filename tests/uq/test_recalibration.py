@@ -101,6 +101,18 @@ def test_clipping_is_reported(kind):
             assert recalibration_factor(jax.random.key(0), pred, far, "forces", 0.0, kind).alpha == pytest.approx(32)
 
 
+def test_the_moments_of_few_draws_much_too_far_apart_are_clipped_for_another_reason():
+    """Spread three times too large: α² = 1/9 < 1/(S + 1), expectation −1/5 + 6/5 · 1/9 = −0.07; without any noise."""
+    pred, data = labelled(5, promised=3.0, spread=1.0)
+    with pytest.warns(RuntimeWarning, match="clipped to 0: the spread over 5, .*use kind='likelihood'") as caught:
+        got = recalibration_factor(jax.random.key(0), pred, data, "forces", 0.0, "moments")
+    assert (got.alpha, got.clipped, len(caught)) == (0.0, True, 1)
+    assert "noise" not in str(caught[0].message)
+    # √((ν + 3)/(2ν · 3600)) = 1.6 % of Student's t with ν = 4; 4 sigma
+    likely = recalibration_factor(jax.random.key(0), pred, data, "forces", 0.0)
+    assert likely.alpha == pytest.approx(1 / 3, rel=0.063)
+
+
 def test_arguments_are_checked():
     pred, data = labelled(3)
     with pytest.raises(ValueError, match="more than three effective samples"):
