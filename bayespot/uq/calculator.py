@@ -102,7 +102,7 @@ def _ase_class() -> type:
         def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)):
             """All results of one configuration, whichever properties are asked for."""
             wanted = [name for name in properties if name.startswith("stress")]
-            if wanted and not (self.atoms if atoms is None else atoms).pbc.all():
+            if wanted and atoms is not None and not atoms.pbc.all():
                 raise PropertyNotImplementedError(f"{wanted[0]} needs a cell that is periodic in all directions.")
             super().calculate(atoms, properties, system_changes)
             self.results = {}  # so that a failure leaves none of another configuration

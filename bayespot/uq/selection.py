@@ -145,10 +145,8 @@ def _kernel(
     variance = (deviation**2).sum((1, 2, 3))
     if not variance.max() > 0:
         raise ValueError(f"The samples must differ in their predictions of the {name}. Got no spread.")
-    if noise is None:  # of the median, which a few frames from runs that blew up do not move
-        scale = 0.01 * np.median(variance[variance > 0])
-    else:
-        scale = noise**2 * (3 if name == "forces" else 1)
+    usual = np.median(variance[variance > 0])  # which a few frames from runs that blew up do not move
+    scale = 0.01 * usual if noise is None else noise**2 * (3 if name == "forces" else 1)
     flat = deviation.reshape(len(variance), -1)
 
     def column(frame: int) -> np.ndarray:
