@@ -179,13 +179,16 @@ def plot_learning(samples: PosteriorSamples, ax: Axes | None = None) -> Axes:
     The axis shows the last three quarters; the steep beginning leaves it.
 
     Raises:
-        ValueError: when the samples carry no history.
+        ValueError: when the history of the samples holds neither curve.
     """
-    if not samples.history:
-        raise ValueError("plot_learning needs samples with a history. Got none; infer records it.")
-    ax = _axes(ax)
     _, first = np.unique(np.asarray(samples.chain), return_index=True)
     curves = {n: np.asarray(samples.history[n])[first] for n in ("log_density", "validation") if n in samples.history}
+    if not curves:
+        raise ValueError(
+            "plot_learning needs samples whose history holds log_density or validation; infer records them. "
+            f"Got {sorted(samples.history) or 'no history'}."
+        )
+    ax = _axes(ax)
     late = []
     for color, (name, chosen) in zip(cycle(COLORS), curves.items(), strict=False):
         progress = np.linspace(0, 100, chosen.shape[1] + 1)[1:]

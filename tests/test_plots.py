@@ -96,9 +96,10 @@ def test_learning_curves_of_every_chain():
     assert len(ax.get_lines()) == 4  # two chains × two curves
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["log_density", "validation"]
     assert -1.5 < ax.get_ylim()[0] < -1 < 0 < ax.get_ylim()[1] < 0.5  # the steep beginning is cut
-    none = PosteriorSamples({}, jnp.zeros(4), zero, zero, jnp.zeros(4), zero, {}, "{}")
-    with pytest.raises(ValueError, match="history"):
-        plot_learning(none)
+    with pytest.raises(ValueError, match=r"log_density or validation.*Got no history\."):
+        plot_learning(replace(samples, history={}))
+    with pytest.raises(ValueError, match=r"Got \['distance'\]\."):  # what laplace records
+        plot_learning(replace(samples, history={"distance": jnp.zeros((4, 1))}))
 
 
 def test_parity():
@@ -109,7 +110,7 @@ def test_parity():
     error, spread = 0.1 * rng.normal(size=(4, 5, 3)), 0.1 * rng.uniform(size=(4, 5, 3))
     energy, stress = jnp.zeros(4), jnp.zeros((4, 3, 3))
     arrays = (energy, jnp.asarray(force + error), stress, energy, jnp.asarray(spread), stress)
-    prediction = Prediction(*arrays, {}, {}, jnp.zeros(2))
+    prediction = Prediction(*arrays, {}, {}, jnp.zeros(2), jnp.arange(2))
     ax = plot_parity(prediction, data)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("label: forces [eV/Å]", "prediction: forces [eV/Å]")
     assert f"RMSE {np.sqrt((error**2).mean()):.3g} eV/Å, 60 labels" in ax.get_title()

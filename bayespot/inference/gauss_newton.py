@@ -31,7 +31,7 @@ from bayespot.typing import Array, Params
 LARGEST = 5000
 """Free parameters at most: the matrix then takes 0.2 GB, and three of its size are needed."""
 
-_FRAMES_AT_ONCE, _NUMBERS_AT_ONCE, _COLUMNS_AT_ONCE = 16, 2**24, 32
+_FRAMES_AT_ONCE, _NUMBERS_AT_ONCE, _COLUMNS_AT_ONCE, _HALVINGS = 16, 2**24, 32, 10
 
 
 class Quadratic(NamedTuple):
@@ -52,14 +52,15 @@ def gauss_newton(target: Target, params: Params, data: Batch, *, free: Free | No
     r"""Parameters nearer to the mode of the posterior: :math:`\theta \leftarrow \theta - H^{-1} g`.
 
     One step reaches the mode where predictions are linear in the free parameters, e.g. after a pretrained network has
-    met new data and only its read-out is to follow. A step that would lower the posterior, or leads to NaN, is halved.
+    met new data and only its read-out is to follow. A step that would lower the posterior, or leads to NaN, is halved,
+    ten times at most; where that does not help the point is kept.
 
     Args:
         target: with Gaussian errors.
         params: starting points, stacked along a leading axis ``C`` as for ``infer``.
         data: training data of the target.
         free: what moves, see ``subset``; default everything but the scales of the noise.
-        steps: per starting point.
+        steps: per starting point; what is halved counts once.
 
     Returns:
         The parameters, all of them, with the same leading axis.
@@ -71,16 +72,22 @@ def gauss_newton(target: Target, params: Params, data: Batch, *, free: Free | No
     ends = []
     for mode in range(length(params)):
         here = take(params, mode)
-        local, factor = quadratic(here), 1.0
+        local = quadratic(here)
         for _ in range(steps):
-            there = moved(here, names, -factor * solve(factorise(local), local.gradient))
-            new = quadratic(there)
-            if new.value <= local.value + 1e-6 * abs(local.value):  # float32 knows it no better; NaN is never below
-                here, local, factor = there, new, 1.0
-            else:
-                factor *= 0.5
+            here, local = _lower(here, local, names, quadratic)
         ends.append(here)
     return stack(ends)
+
+
+def _lower(here: Params, local: Quadratic, names: tuple[str, ...], quadratic: Callable) -> tuple[Params, Quadratic]:
+    """One step, as long as it leads down; or the same point where none does."""
+    step = -solve(factorise(local), local.gradient)
+    for halvings in range(_HALVINGS + 1):
+        there = moved(here, names, 0.5**halvings * step)
+        new = quadratic(there)
+        if new.value <= local.value + 1e-6 * abs(local.value):  # float32 knows it no better; NaN is never below
+            return there, new
+    return here, local
 
 
 def quadratic_form(

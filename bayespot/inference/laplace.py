@@ -65,9 +65,9 @@ def laplace(
 
     Returns:
         ``C × draws`` samples with equal weights and unknown density (NaN), chain ``c`` around mode ``c``.
-        ``history["distance"]`` is how far that mode is from the maximum of the quadratic form, in posterior standard
-        deviations (root mean square over the directions). A warning says so where it is above 1, and ``params`` are
-        no mode to the accuracy that matters.
+        ``history["distance"]`` is how far that mode is from the maximum of the quadratic form, in standard deviations
+        of the draws, temperature included (root mean square over the directions). A warning says so where it is above
+        1, and ``params`` are no mode to the accuracy that matters.
 
     Raises:
         ValueError: for a target whose errors are not Gaussian (Student-t), free noise scales, no free leaf, more than
@@ -90,7 +90,8 @@ def laplace(
         here = take(params, mode)
         local = quadratic(here)
         factor = factorise(local)
-        distances.append((local.gradient @ solve(factor, local.gradient) / len(local.gradient)) ** 0.5)
+        square = local.gradient @ solve(factor, local.gradient) / temperature
+        distances.append((square / len(local.gradient)) ** 0.5)
         noise = jax.random.normal(jax.random.fold_in(key, mode), (draws, len(local.gradient)))
         parts.append(moved(here, names, temperature**0.5 * _correlated(factor, np.asarray(noise, np.float64))))
     _warn_of_distance(distances)

@@ -4,9 +4,8 @@ r"""The posterior as an ASE calculator: energies, forces and stresses of the mea
           \bar\sigma = \frac1V\,\partial\bar U/\partial\epsilon
 
 The weights do not depend on the configuration, so that the forces are those of the mean energy and dynamics with them
-conserves it. Neighbours are found anew, with their images, for every configuration. That takes a seventh to a fifth of
-a calculation with eight samples of a small network (8 to 512 atoms); a list with a skin would save it, but hold a
-quarter more pairs, which cost as much, and have to watch the cell.
+conserves it. Neighbours are found anew, with their images, for every configuration: a list with a skin would hold more
+pairs, each of which costs an evaluation for every sample, and have to watch the cell.
 """
 
 import os
@@ -87,7 +86,7 @@ def calculator(
 @cache
 def _ase_class() -> type:
     """The class that ASE asks for, made when first needed so that importing this module does not import ASE."""
-    from ase.calculators.calculator import Calculator, all_changes
+    from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
     from ase.outputs import Properties, all_outputs
 
     class Posterior(Calculator):
@@ -102,7 +101,11 @@ def _ase_class() -> type:
 
         def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)):
             """All results of one configuration, whichever properties are asked for."""
+            wanted = [name for name in properties if name.startswith("stress")]
+            if wanted and atoms is not None and not atoms.pbc.all():
+                raise PropertyNotImplementedError(f"{wanted[0]} needs a cell that is periodic in all directions.")
             super().calculate(atoms, properties, system_changes)
+            self.results = {}  # so that a failure leaves none of another configuration
             self.results = self.evaluate(self.atoms)
             if self.warn_above is not None:
                 was, self.uncertain = self.uncertain, False

@@ -3,7 +3,8 @@ r"""Is the predicted uncertainty honest? Errors on held-out labels, in units of 
 .. math:: z = \frac{y_\mathrm{label} - \bar y}{\sqrt{\sigma^2_\mathrm{epistemic}(1 + 1/S) + \sigma^2_\mathrm{noise}}}
 
 With honest uncertainties :math:`\langle z^2 \rangle = 1` (for few samples :math:`\nu/(\nu-2)` of Student's t), and a
-central interval of probability p contains a share p of the labels.
+central interval of probability p contains a share p of the labels. S is the effective number of samples: draws of one
+chain resemble each other, so the epistemic variance compares different chains, see ``uq/variance.py``.
 
 Reference: Pernot, *J. Chem. Phys.* 156, 114109 (2022).
 """
@@ -17,7 +18,8 @@ from scipy import stats
 from bayespot.records.dataset import Dataset
 from bayespot.tree import record
 from bayespot.typing import Array, Float, Int
-from bayespot.uq.predict import Prediction, residuals
+from bayespot.uq.predict import Prediction, check_frames, residuals
+from bayespot.uq.variance import chain_spread
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -51,7 +53,7 @@ class Comparison(NamedTuple):
         error: label minus posterior mean, ``(n,)``.
         spread: epistemic variance of a further draw, 1 + 1/S times that of the samples, ``(n,)``.
         noise: variance of the label noise.
-        samples: effective number S of samples by their weights.
+        samples: effective number S of independent samples.
         frame: number of the frame, ``(n,)``.
         mask: which entries of the data set's array have a label.
     """
@@ -66,38 +68,54 @@ class Comparison(NamedTuple):
 
 def compare(prediction: Prediction, data: Dataset, quantity: str, noise: float | None = None) -> Comparison:
     """Labels against predictions; arguments and errors as for ``z_scores``."""
-    if prediction.forces.shape != data.forces.shape:
-        raise ValueError(
-            f"Prediction and data need the same frames. Got {prediction.forces.shape}, {data.forces.shape}."
-        )
+    check_frames(prediction, data)
     found = residuals(prediction, data)
     if quantity not in found or not found[quantity][1].any():
         raise ValueError(f"Need a quantity with labels in {data.source}, one of {sorted(found)}. Got {quantity!r}.")
     difference, mask = found[quantity]
-    spread, known = variances(prediction, data, quantity, noise)
+    epistemic, known, samples = variances(prediction, data, quantity, noise)
+    spread = epistemic * (1.0 + 1.0 / samples)
     if not (spread[mask] + known > 0).all():
         raise ValueError(f"Every predicted standard deviation of {quantity} must be positive. Got zeros or NaN.")
-    return Comparison(-difference[mask], spread[mask], known, _number(prediction), np.nonzero(mask)[0], mask)
+    return Comparison(-difference[mask], spread[mask], known, samples, np.nonzero(mask)[0], mask)
 
 
 def variances(
     prediction: Prediction, data: Dataset, quantity: str, noise: float | None = None
-) -> tuple[np.ndarray, float]:
-    """Variance of a further draw, shaped as the quantity (energies per atom), and that of the label noise (host).
+) -> tuple[np.ndarray, float, float]:
+    """Epistemic variance, shaped as the quantity (energies per atom), that of the label noise, and effective S (host).
 
     Raises:
-        ValueError: for noise that neither the samples carry nor the argument tells.
+        ValueError: for noise that neither the samples carry nor the argument tells; for chains of several draws
+            without the members of the prediction.
     """
-    epistemic = np.asarray(getattr(prediction, f"{quantity}_uncertainty"), np.float64)
-    if quantity == "energy":
-        epistemic = epistemic / np.maximum(data.atom_counts, 1)
     if noise is None and quantity not in prediction.noise:
         raise ValueError(
             f"The samples do not carry the noise of {quantity} labels (it was fixed, or they come from elsewhere). "
             "Pass its standard deviation as noise=…, or noise=0.0 for exact labels."
         )
     known = float(prediction.noise[quantity] if noise is None else noise) ** 2
-    return epistemic**2 * (1.0 + 1.0 / _number(prediction)), known
+    variance, samples = _epistemic(prediction, quantity)
+    if quantity == "energy":
+        variance = variance / np.maximum(data.atom_counts, 1) ** 2
+    return variance, known, samples
+
+
+def _epistemic(prediction: Prediction, quantity: str) -> tuple[np.ndarray, float]:
+    """Variance between independent samples and their effective number, as in ``chain_spread``."""
+    number, chains = len(prediction.log_weight), len(np.unique(prediction.chain))
+    if chains in (1, number):  # nothing is known to be correlated
+        weight = np.exp(np.asarray(prediction.log_weight, np.float64) - np.max(prediction.log_weight))
+        variance = np.asarray(getattr(prediction, f"{quantity}_uncertainty"), np.float64) ** 2
+        return variance, float(weight.sum() ** 2 / (weight**2).sum())
+    if quantity not in prediction.members:
+        raise ValueError(
+            f"{chains} chains of {number} draws need the members of the prediction, by which chains are compared. "
+            f"Got members of {sorted(prediction.members)}. Use predict(…)."
+        )
+    members = np.asarray(prediction.members[quantity], np.float64)
+    found = chain_spread(members, prediction.log_weight, prediction.chain)
+    return found.variance, found.number
 
 
 def student(compared: Comparison, alpha: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -129,8 +147,8 @@ def z_scores(
         where known noise does; Welch and Satterthwaite), and number of the frame, all ``(n,)``.
 
     Raises:
-        ValueError: for an unknown quantity, no labels, a predicted standard deviation of zero, or noise that neither
-            the samples carry nor the argument tells.
+        ValueError: for an unknown quantity, no labels, a predicted standard deviation of zero, noise that neither the
+            samples carry nor the argument tells, or chains of several draws without the members of the prediction.
     """
     compared = compare(prediction, data, quantity, noise)
     scale, freedom = student(compared)
@@ -162,12 +180,6 @@ def pit(
     """
     z, freedom, frame = z_scores(prediction, data, quantity, noise)
     return stats.t.cdf(z, freedom), frame
-
-
-def _number(prediction: Prediction) -> float:
-    """Effective number of samples by their weights."""
-    weight = np.exp(np.asarray(prediction.log_weight, np.float64) - np.max(prediction.log_weight))
-    return float(weight.sum() ** 2 / (weight**2).sum())
 
 
 def standard_error(centred: np.ndarray, frame: np.ndarray, count) -> np.ndarray:

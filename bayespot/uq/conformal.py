@@ -1,6 +1,7 @@
 r"""Split conformal prediction: intervals whose coverage is guaranteed for exchangeable frames, whatever the posterior.
 
-The score of a label is its error in units of the predicted scale, :math:`|y - \bar y|/s` (``z_scores``). Among the
+The score of a label is its error in units of a predicted scale, :math:`|y - \bar y|/s` with
+:math:`s^2 = \sigma^2_\mathrm{epistemic} + \sigma^2_\mathrm{noise}` (of ``z_scores``). Among the
 scores of *n* frames that were not trained on, and that of a further frame, every order is as likely; so a quantile of
 the former bounds the latter with known probability, and :math:`\bar y \pm q s` is an interval of that probability. That
 :math:`s` is honest is not needed; the better it ranks the errors, the shorter the intervals are.
@@ -12,7 +13,8 @@ either of
 - ``"frame"``: *all* labels of a new frame lie in their intervals at once with that probability.
 
 Both are averages over calibration sets and new frames of the same kind as those of the calibration. Nothing is
-guaranteed for another temperature or phase, nor for each frame or species by itself.
+guaranteed for another temperature or phase, nor for each frame or species by itself; nor for the frames of a later run
+when those of the calibration follow each other in one: they resemble each other more than the new ones.
 
 References: Vovk, Gammerman and Shafer, *Algorithmic Learning in a Random World* (2005); Lei, G'Sell, Rinaldo,
 Tibshirani and Wasserman, *J. Am. Stat. Assoc.* 113, 1094 (2018); for labels in groups, Lee, Barber and Willett,
@@ -25,8 +27,8 @@ import numpy as np
 
 from bayespot.records.dataset import Dataset
 from bayespot.typing import Float
-from bayespot.uq.calibration import compare, student, variances
-from bayespot.uq.predict import QUANTITIES, Prediction
+from bayespot.uq.calibration import compare, variances
+from bayespot.uq.predict import QUANTITIES, Prediction, check_frames
 
 
 class Conformal(NamedTuple):
@@ -78,7 +80,7 @@ def conformal_factor(
     if not 0 < level < 1 or cover not in ("label", "frame"):
         raise ValueError(f"Need 0 < level < 1 and cover 'label' or 'frame'. Got {level}, {cover!r}.")
     compared = compare(prediction, data, quantity, noise)
-    score = np.abs(compared.error) / student(compared)[0]
+    score = np.abs(compared.error) / np.sqrt(compared.spread / (1 + 1 / compared.samples) + compared.noise)
     _, place, count = np.unique(compared.frame, return_inverse=True, return_counts=True)
     n = len(count)
     least = int(np.ceil(level / (1 - level) - 1e-9))
@@ -113,12 +115,13 @@ def conformal_interval(
         ``(M, 3, 3)`` [eV/Å³]. Entries of padding mean nothing.
 
     Raises:
-        ValueError: for an unknown quantity, or noise that is not known.
+        ValueError: for an unknown quantity, other frames, or noise that is not known.
     """
     quantity = conformal.quantity
     if quantity not in QUANTITIES:
         raise ValueError(f"Need a quantity from {sorted(QUANTITIES)}. Got {quantity!r}.")
-    spread, known = variances(prediction, data, quantity, conformal.noise)
+    check_frames(prediction, data)
+    spread, known, _ = variances(prediction, data, quantity, conformal.noise)
     mean = np.asarray(getattr(prediction, quantity), np.float64)
     if quantity == "energy":
         mean = mean / np.maximum(data.atom_counts, 1)

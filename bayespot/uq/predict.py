@@ -21,7 +21,7 @@ from bayespot.potentials.potential import Potential, check_compatible, energy_fo
 from bayespot.records.dataset import Dataset
 from bayespot.records.posterior import PosteriorSamples, check_spec, weights
 from bayespot.tree import concatenate, length, record, take
-from bayespot.typing import Array, Float
+from bayespot.typing import Array, Float, Int
 
 QUANTITIES = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
 """What is predicted, and the unit in which errors are reported."""
@@ -38,11 +38,13 @@ class Prediction:
         forces: ``(M, N, 3)`` [eV/Å]; 0 for padding.
         stress: ``(M, 3, 3)`` [eV/Å³]; NaN for frames with an open box.
         energy_uncertainty, forces_uncertainty, stress_uncertainty: epistemic standard deviations between the samples
-            (``ddof=1``), same shapes and units as the means.
+            (``ddof=1``), same shapes and units as the means. All samples count alike, also those of one chain;
+            ``z_scores`` and all that builds on it compare different chains.
         noise: standard deviation of the label noise, root mean square over the samples, by name: ``"energy"``
             [eV/atom], ``"forces"`` [eV/Å], ``"stress"`` [eV/Å³]; only what the samples carry.
         members: the predictions of each sample by name, ``"energy" (S, M)`` and so on.
         log_weight: of the samples, ``(S,)``.
+        chain: of the samples, ``(S,)``.
     """
 
     energy: Float[Array, "M"]
@@ -54,6 +56,7 @@ class Prediction:
     noise: dict[str, Float[Array, ""]]
     members: dict[str, Float[Array, "S ..."]]
     log_weight: Float[Array, "S"]
+    chain: Int[Array, "S"]
 
 
 def predict(
@@ -85,6 +88,7 @@ def predict(
         noise={name: jnp.sqrt(weight @ jnp.exp(2 * jnp.asarray(log))) for name, log in noise.items()},
         members=members,
         log_weight=samples.log_weight,
+        chain=samples.chain,
     )
 
 
@@ -171,6 +175,14 @@ class Error(NamedTuple):
     unit: str
 
 
+def check_frames(prediction: Prediction, data: Dataset) -> None:
+    """Refuse a prediction for other frames; raises ``ValueError``."""
+    if prediction.forces.shape != data.forces.shape:
+        raise ValueError(
+            f"Prediction and data need the same frames. Got {prediction.forces.shape}, {data.forces.shape}."
+        )
+
+
 def residuals(prediction: Prediction, data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Prediction minus label, and the mask of what can be compared, by quantity (host, float64).
 
@@ -200,10 +212,7 @@ def prediction_errors(prediction: Prediction, data: Dataset) -> list[Error]:
     Raises:
         ValueError: when prediction and data do not have the same frames.
     """
-    if prediction.forces.shape != data.forces.shape:
-        raise ValueError(
-            f"Prediction and data need the same frames. Got {prediction.forces.shape}, {data.forces.shape}."
-        )
+    check_frames(prediction, data)
     group = np.asarray(data.group)
     choices = [("all", np.ones(len(data), bool))]
     if len(data.group_names) > 1:

@@ -40,7 +40,7 @@ class Recalibration(NamedTuple):
         alpha: the factor; above 1 for uncertainties that are too small.
         lower, upper: 95 % bootstrap interval over frames.
         clipped: whether ``alpha`` lies at the end of what is allowed: 0 where the label noise alone explains more than
-            the errors, or 1/32 or 32.
+            the errors, or for ``"moments"`` the error of the mean does; 1/32 or 32.
         kind: how it was found.
         quantity: whose labels were used.
         count, frames: number of labels, and of the frames that they come from.
@@ -78,8 +78,8 @@ def recalibration_factor(
     - ``"moments"``: :math:`\alpha^2 = -\frac1S + \frac{S-3}{S-1}\langle(e^2 - \sigma^2_\mathrm{noise})/
       \sigma^2_\mathrm{epistemic}\rangle` with the errors *e*, the closed form of Imbalzano et al. with the noise taken
       out. Its expectation is 1 where labels and draws are exchangeable. It counts most where the spread is smallest
-      beside the noise, and can come out negative. It takes the error of the mean, σ²/S, as unscaled, so it
-      differs from the others by a share 1/S of α² − 1.
+      beside the noise. It takes the error of the mean, σ²/S, as unscaled, so it differs from the others by a share 1/S
+      of α² − 1, and comes out negative where their α² is below 1/(S + 1).
 
     Args:
         key: random key of the bootstrap.
@@ -108,11 +108,10 @@ def recalibration_factor(
     alpha, clipped = _KINDS[kind](compared, place, draws, level)
     found = estimate(alpha)
     if clipped:
-        why = "the noise alone explains more than the errors" if found.value == 0 else "the best lies beyond"
         warnings.warn(
-            f"The recalibration factor was clipped to {found.value:.3g}: {why}.", RuntimeWarning, stacklevel=2
+            f"The recalibration factor was clipped to {found.value:.3g}: {clipped}.", RuntimeWarning, stacklevel=2
         )
-    return Recalibration(*found, clipped, kind, quantity, len(compared.error), len(frames))
+    return Recalibration(*found, bool(clipped), kind, quantity, len(compared.error), len(frames))
 
 
 def _curve(compared: Comparison, place: np.ndarray, draws: np.ndarray, of_label) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +131,11 @@ def _curve(compared: Comparison, place: np.ndarray, draws: np.ndarray, of_label)
     return totals[:, :-1], totals[:, -1]
 
 
-def _likelihood(compared: Comparison, place: np.ndarray, draws: np.ndarray, level: float) -> tuple[np.ndarray, bool]:
+NOISE, BEYOND = "the noise alone explains more than the errors", "the best lies beyond"
+"""Why a factor is clipped."""
+
+
+def _likelihood(compared: Comparison, place: np.ndarray, draws: np.ndarray, level: float) -> tuple[np.ndarray, str]:
     """α of largest likelihood: a parabola through the best three points, shifted to the true optimum of all labels."""
 
     def loss(z, scale, freedom):
@@ -153,10 +156,10 @@ def _likelihood(compared: Comparison, place: np.ndarray, draws: np.ndarray, leve
         ends = LOG_ALPHA[inner[0] - 1], LOG_ALPHA[inner[0] + 1]
         x += optimize.fminbound(total, *ends, xtol=1e-7) - x[0]
     zero = nothing <= curve.min(1)
-    return np.where(zero, 0.0, np.exp(x)), bool(zero[0] or best[0] != inner[0])
+    return np.where(zero, 0.0, np.exp(x)), NOISE if zero[0] else BEYOND if best[0] != inner[0] else ""
 
 
-def _coverage(compared: Comparison, place: np.ndarray, draws: np.ndarray, level: float) -> tuple[np.ndarray, bool]:
+def _coverage(compared: Comparison, place: np.ndarray, draws: np.ndarray, level: float) -> tuple[np.ndarray, str]:
     """α at which the share of labels inside, which grows with it, crosses the level."""
 
     def inside(z, scale, freedom):
@@ -177,10 +180,10 @@ def _coverage(compared: Comparison, place: np.ndarray, draws: np.ndarray, level:
             low, high = (low, middle) if excess(middle) >= 0 else (middle, high)
         x += high - x[0]
     zero = nothing >= level * number
-    return np.where(zero, 0.0, np.exp(x)), bool(zero[0] or beyond)
+    return np.where(zero, 0.0, np.exp(x)), NOISE if zero[0] else BEYOND if beyond else ""
 
 
-def _moments(compared: Comparison, place: np.ndarray, draws: np.ndarray, level: float) -> tuple[np.ndarray, bool]:
+def _moments(compared: Comparison, place: np.ndarray, draws: np.ndarray, level: float) -> tuple[np.ndarray, str]:
     """The closed form of Imbalzano et al., not below zero."""
     s = compared.samples
     spread = compared.spread / (1 + 1 / s)
@@ -193,7 +196,11 @@ def _moments(compared: Comparison, place: np.ndarray, draws: np.ndarray, level: 
     sums = frame_sums(np.stack([ratio, np.ones(len(ratio))], 1), place, draws.shape[1])
     total, number = (draws @ sums).T
     square = -1 / s + (s - 3) / (s - 1) * total / number
-    return np.sqrt(np.maximum(square, 0.0)), bool(square[0] < 0)
+    found = np.sqrt(np.maximum(square, 0.0))
+    if square[0] >= 0:
+        return found, ""
+    mean = f"the spread over {s:.3g}, taken for the error of their mean, exceeds the errors; use kind='likelihood'"
+    return found, NOISE if total[0] <= 0 else mean
 
 
 _KINDS = {"likelihood": _likelihood, "coverage": _coverage, "moments": _moments}
@@ -211,8 +218,8 @@ def recalibrate(potential: Potential, samples: PosteriorSamples, alpha: float) -
     samples (less where a part that does not depend on the parameters, such as a descriptor, prevails), a simulation
     with all samples up to S² times one with a single old one. A sample must hold the parameters of all, because
     parameters are arguments of compiled code. In the memory of the host all are held once (arrays of stride zero), in a
-    file that ``save`` writes, and on the device in ``propagate``, S times, which makes S² models. So thin a long chain
-    before, and keep the old samples and α rather than the new ones.
+    file that ``save`` writes, and on the device in ``propagate`` and ``calculator``, S times, which makes S² models. So
+    thin a long chain before, and keep the old samples and α rather than the new ones.
 
     To change the factor, start from the old samples again rather than from recalibrated ones, which would work but cost
     S² models per evaluation.

@@ -2,8 +2,10 @@ r"""How good predictions and their uncertainties are on held-out labels: every s
 
 The predictive distribution of a label is Student's t about the posterior mean with the scale and the degrees of freedom
 of ``z_scores``, the same that ``coverage`` and ``pit`` use: NLL, CRPS, interval score and coverage judge it, not a
-Gaussian, which a small ensemble would fail even when it is honest. Its standard deviation,
-:math:`u = s\sqrt{\nu/(\nu-2)}`, is what "predicted standard deviation" means below.
+Gaussian, which a small ensemble would fail even when it is honest. Its scale :math:`s` is what "predicted standard
+deviation" means below: if labels and draws are exchangeable, :math:`\langle e^2\rangle = \langle s^2\rangle` for any
+number of samples. (The standard deviation of Student's t, larger by :math:`\sqrt{\nu/(\nu-2)}`, would count twice that
+*s* is uncertain.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ from bayespot.records.dataset import Dataset
 from bayespot.tree import replace
 from bayespot.typing import Key
 from bayespot.uq.calibration import Comparison, compare, student
-from bayespot.uq.ence import ence, predicted_std
+from bayespot.uq.ence import ence
 from bayespot.uq.predict import QUANTITIES, Prediction
 from bayespot.uq.proper_scores import crps, interval_score, log_density
 from bayespot.uq.resampling import Estimate, estimate, frame_sums, frame_weights, median, rank_correlation, seed
@@ -40,8 +42,8 @@ class Calibration(NamedTuple):
         frames: number of frames that they come from.
         unit: of ``rmse``, ``sharpness``, ``median_std``, ``crps`` and ``interval_score``.
         rmse: root-mean-square error of the posterior mean.
-        sharpness: root mean square of the predicted standard deviations u; equal to ``rmse`` for honest uncertainties.
-        median_std: median of u.
+        sharpness: root mean square of the predicted standard deviations s; equal to ``rmse`` for honest uncertainties.
+        median_std: median of s.
         nll: mean negative log density of the labels, lower is better; its zero depends on the unit.
         crps: mean continuous ranked probability score, lower is better; for a point prediction the mean absolute error.
         interval_score: mean score of the 95 % intervals, their width plus 40 times what labels lie outside.
@@ -50,11 +52,11 @@ class Calibration(NamedTuple):
             uncertainties.
         zms_honest: what it is for honest ones, the mean of ν/(ν − 2): 1 for many samples, 1.4 for eight without noise.
         ence: expected normalised calibration error, extrapolated to zero bins, so that honest uncertainties give 0 up
-            to noise of both signs; NaN for fewer than 60 labels. The u of few samples scatter themselves, by
-            1/√(2(S − 1)), which no extrapolation removes: eight honest samples without noise give 0.1 and more.
-        spearman: rank correlation of |error| and u, over labels; NaN where u is constant.
+            to noise of both signs; NaN for fewer than 60 labels. Not to be interpreted below about 30 samples without
+            noise, nor beyond what errors in common within frames cause, see ``uq/ence.py``.
+        spearman: rank correlation of |error| and s, over labels; NaN where s is constant.
         spearman_vector: the same over atoms, of the length of the error vector of the force and the root of the sum
-            of its three u²; NaN for other quantities.
+            of its three s²; NaN for other quantities.
     """
 
     group: str
@@ -91,10 +93,8 @@ def calibration(
 
     One row for every quantity with labels, over all frames and for each group of them; forces also by species. The
     intervals come from drawing frames with replacement (percentiles), because labels of one frame are not independent;
-    with fewer than about 20 frames they are too narrow.
-
-    Sharpness, ``median_std`` and ENCE are NaN where the predictive distribution has no standard deviation (three or
-    fewer samples without noise).
+    with fewer than about 20 frames they are too narrow. Those of the rank correlations are a first-order expansion
+    about all labels (``rank_correlation``). ``zms_honest`` is NaN where some ν is 2 or less.
 
     Args:
         key: random key of the bootstrap.
@@ -150,14 +150,14 @@ def _elements(data: Dataset, quantity: str, compared: Comparison) -> np.ndarray:
 
 
 def _columns(compared: Comparison) -> np.ndarray:
-    """What is averaged over labels, ``(n, 10)``."""
+    """What is averaged over labels, ``(n, 9)``."""
     scale, freedom = student(compared)
     z = compared.error / scale
     promised = 2.0 * stats.t.cdf(np.abs(z), freedom) - 1.0
-    std = predicted_std(scale, freedom)
-    columns = [compared.error**2, std**2, np.log(scale) - log_density(z, freedom), scale * crps(z, freedom)]
+    finite = np.where(freedom > 2, freedom, np.nan)
+    columns = [compared.error**2, scale**2, np.log(scale) - log_density(z, freedom), scale * crps(z, freedom)]
     columns += [scale * interval_score(z, freedom, 0.95), *(promised <= level for level in LEVELS)]
-    return np.stack([*columns, z**2, (std / scale) ** 2], 1).astype(float)
+    return np.stack([*columns, z**2, finite / (finite - 2)], 1).astype(float)
 
 
 def _row(rng, facts, compared: Comparison, columns, scale, part: np.ndarray, resamples: int) -> Calibration:
@@ -169,11 +169,11 @@ def _row(rng, facts, compared: Comparison, columns, scale, part: np.ndarray, res
     totals = weights @ sums
     square, variance, *scores, zms, honest = (totals[:, :-1] / totals[:, -1:]).T
     names = ("nll", "crps", "interval_score", "coverage_50", "coverage_80", "coverage_95")
-    error, std = compared.error[part], np.sqrt(columns[part, 1])
+    error, std = compared.error[part], scale[part]
     few = weights[: 1 + max(50, SORTED // count)]
     magnitude = np.full(1, np.nan)
     if quantity == "forces":
-        length, of_atom = (np.sqrt((x.reshape(-1, 3) ** 2).sum(1)) for x in (error, scale[part]))
+        length, of_atom = (np.sqrt((x.reshape(-1, 3) ** 2).sum(1)) for x in (error, std))
         magnitude = rank_correlation(length, of_atom, place[::3], weights)
     return Calibration(
         group=group,
@@ -189,7 +189,7 @@ def _row(rng, facts, compared: Comparison, columns, scale, part: np.ndarray, res
         zms=estimate(zms),
         zms_honest=float(honest[0]),
         ence=estimate(ence(error, std, place, weights)[0]),
-        spearman=estimate(rank_correlation(np.abs(error), scale[part], place, weights)),
+        spearman=estimate(rank_correlation(np.abs(error), std, place, weights)),
         spearman_vector=estimate(magnitude),
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from bayespot.records.interval import Observed
+from bayespot.typing import Array
 
 
 class Components(NamedTuple):
@@ -36,6 +37,24 @@ class Components(NamedTuple):
     number: float
     degrees: int
     source: str
+
+
+class ChainSpread(NamedTuple):
+    """Spread of values ``(S, ...)`` between independent chains.
+
+    Attributes:
+        mean: weighted mean.
+        variance: between samples of different chains.
+        number: effective number of independent samples, between the number of chains and of samples.
+        weight: of each sample in ``mean``, ``(S,)``.
+        paired: share of each sample in the pairs of ``variance``, ``(S,)``.
+    """
+
+    mean: np.ndarray
+    variance: np.ndarray
+    number: float
+    weight: np.ndarray
+    paired: np.ndarray
 
 
 class RunMeans(NamedTuple):
@@ -150,10 +169,10 @@ def block_independence(observed: Observed) -> np.ndarray:
     return _von_neumann(blocks)
 
 
-def components(observed: Observed) -> Components:
-    r"""Variance components from samples × replicas (or blocks), with weights and chains (host).
+def chain_spread(value: np.ndarray, log_weight: Array, chain: Array) -> ChainSpread:
+    r"""Variance between chains and effective number of weighted samples ``(S, ...)`` (host).
 
-    The spread is the mean over pairs of samples from *different* chains,
+    The variance is the mean over pairs of samples from *different* chains,
 
     .. math:: \frac{\sum_{c(s) \ne c(t)} w_s w_t\, \frac12 (\bar y_s - \bar y_t)^2}{\sum_{c(s) \ne c(t)} w_s w_t},
 
@@ -162,30 +181,41 @@ def components(observed: Observed) -> Components:
     The effective number of samples is the spread over the variance of the posterior mean as the chain means show it,
     averaged over the points of a curve.
     """
-    mean_s, noise_s, degrees, source = run_means(observed)
-    s = len(mean_s)
-    weight = np.exp(np.asarray(observed.log_weight, np.float64) - np.max(observed.log_weight))
+    weight = np.exp(np.asarray(log_weight, np.float64) - np.max(log_weight))
     weight /= weight.sum()
-    _, chain = np.unique(np.asarray(observed.chain), return_inverse=True)
+    _, chain = np.unique(np.asarray(chain), return_inverse=True)
     if chain.max() == 0:
-        chain = np.arange(s)
+        chain = np.arange(len(weight))
     member = (chain[:, None] == np.arange(chain.max() + 1)).astype(float)
     share = weight @ member
 
-    mean = np.tensordot(weight, mean_s, 1)
-    centred = mean_s - mean
-    weighted = weight.reshape(-1, *[1] * (mean_s.ndim - 1)) * centred
+    mean = np.tensordot(weight, value, 1)
+    centred = value - mean
+    weighted = weight.reshape(-1, *[1] * (value.ndim - 1)) * centred
     chain_sum = np.tensordot(member, weighted, (0, 0))
     chain_square = np.tensordot(member, weighted * centred, (0, 0))
     inside = np.tensordot(share, chain_square, 1) - (chain_sum**2).sum(0)
     pairs = 1.0 - (share**2).sum()
-    spread = np.maximum((chain_square.sum(0) - inside) / pairs, 0.0)
-    noise = np.tensordot(weight * (1.0 - share[chain]), noise_s, 1) / pairs
-    mean_noise = np.tensordot(weight**2, noise_s, 1)
+    variance = np.maximum((chain_square.sum(0) - inside) / pairs, 0.0)
 
     c = len(share)
     mean_variance = c / (c - 1) * (chain_sum**2).sum(0)
-    inverse = mean_variance[spread > 0] / spread[spread > 0]
+    inverse = mean_variance[variance > 0] / variance[variance > 0]
     most, fewest = 1.0 / (weight**2).sum(), 1.0 / (share**2).sum()
     number = float(np.clip(1.0 / inverse.mean(), fewest, most)) if inverse.size else most
-    return Components(mean, spread, noise, mean_noise, number, s * degrees, source)
+    return ChainSpread(mean, variance, number, weight, weight * (1.0 - share[chain]) / pairs)
+
+
+def components(observed: Observed) -> Components:
+    """Variance components from samples × replicas (or blocks), with weights and chains (host).
+
+    The spread and the effective number of samples are those of ``chain_spread``.
+
+    Raises:
+        ValueError: as ``run_means``.
+    """
+    mean_s, noise_s, degrees, source = run_means(observed)
+    found = chain_spread(mean_s, observed.log_weight, observed.chain)
+    noise = np.tensordot(found.paired, noise_s, 1)
+    mean_noise = np.tensordot(found.weight**2, noise_s, 1)
+    return Components(found.mean, found.variance, noise, mean_noise, found.number, len(mean_s) * degrees, source)

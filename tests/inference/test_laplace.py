@@ -79,6 +79,12 @@ def test_parameters_that_are_no_mode_are_reported(key):
     with pytest.warns(RuntimeWarning, match=r"1 of 1 modes lie up to 1\.5 posterior standard deviations"):
         samples = laplace(key, TARGET, away, DATA, draws=2)
     np.testing.assert_allclose(samples.history["distance"], 1.5, rtol=1e-8)
+    # at the temperature 4 the draws are twice as wide, so that the same distance no longer matters; and the reverse
+    warm = laplace(jax.random.clone(key), TARGET, away, DATA, draws=2, temperature=4.0)
+    np.testing.assert_allclose(warm.history["distance"], 0.75, rtol=1e-8)
+    near = {"a": MEAN + 0.4 * (away["a"] - MEAN)}
+    with pytest.warns(RuntimeWarning, match=r"up to 1\.2 posterior"):
+        laplace(jax.random.clone(key), TARGET, near, DATA, draws=2, temperature=0.25)
 
 
 def test_float32_needs_no_jitter():
@@ -103,16 +109,25 @@ def test_float32_needs_no_jitter():
 
 
 def test_a_step_that_overshoots_is_halved():
-    # one datum, residual atan(3a): Newton's step from a = 1 goes to −2.2, farther from 0, and the next even farther
+    # one datum, residual atan(3a): Newton's step from a = 1 goes to −3.2, farther from 0, and half of it to −1.1
     squares = LeastSquares(lambda p, b: jnp.arctan(3 * p["a"])[None] + 0 * b["x"], lambda p: -1e-6 * p["a"] ** 2)
     target = TARGET._replace(initial=lambda key: {"a": jnp.zeros(())}, size=1, least_squares=squares)
     start, data = {"a": jnp.ones(1)}, {"x": jnp.zeros(1)}
-    np.testing.assert_array_equal(gauss_newton(target, start, data, steps=1)["a"], 1.0)
-    np.testing.assert_allclose(gauss_newton(target, start, data, steps=8)["a"], 0.0, atol=1e-6)
+    # −log posterior ½ atan²(3a) and its derivatives by hand; a quarter of the step is the first that goes down
+    step = np.arctan(3.0) * 0.3 / (0.3**2 + 2e-6) + 2e-6 / (0.3**2 + 2e-6)
+    assert abs(1 - 0.5 * step) > 1 > abs(1 - 0.25 * step)
+    np.testing.assert_allclose(gauss_newton(target, start, data, steps=1)["a"], 1 - 0.25 * step, rtol=1e-6)
+    np.testing.assert_allclose(gauss_newton(target, start, data, steps=6)["a"], 0.0, atol=1e-6)
     # the same where the first step would leave what has a logarithm
     squares = LeastSquares(lambda p, b: jnp.log(p["a"])[None] + 0 * b["x"], lambda p: 0.0 * p["a"])
     target = target._replace(least_squares=squares)
     np.testing.assert_allclose(gauss_newton(target, {"a": jnp.full(1, 4.0)}, data, steps=8)["a"], 1.0, rtol=1e-6)
+    # no step of any length leads down from where the model says nothing but NaN
+    squares = LeastSquares(
+        lambda p, b: jnp.where(p["a"] == 1, p["a"], jnp.nan)[None] + 0 * b["x"], lambda p: 0.0 * p["a"]
+    )
+    target = target._replace(least_squares=squares)
+    np.testing.assert_array_equal(gauss_newton(target, start, data, steps=2)["a"], 1.0)
 
 
 # Energies, forces and stresses

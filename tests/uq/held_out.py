@@ -35,6 +35,7 @@ def prediction(forces, uncertainty, samples: int = MANY, energy=None, energy_unc
         noise={},
         members={},
         log_weight=np.zeros(samples),
+        chain=np.arange(samples),
     )
 
 

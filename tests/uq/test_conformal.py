@@ -71,7 +71,7 @@ def test_intervals_hold_the_labels_whose_scores_are_below_the_factor():
     got = conformal_factor(pred, data, "forces", 0.8, noise=0.1)
     lower, upper = conformal_interval(pred, data, got)
     inside = (lower <= np.asarray(data.forces)) & (np.asarray(data.forces) <= upper)
-    spread = np.asarray(pred.forces_uncertainty) ** 2 * (1 + 1e-4) + 0.01
+    spread = np.asarray(pred.forces_uncertainty) ** 2 + 0.01
     np.testing.assert_array_equal(inside, np.abs(data.forces) <= got.factor * np.sqrt(spread) * (1 + 1e-12))
     assert 0.8 <= inside.mean() < 0.9
     pred = replace(pred, energy=jnp.full(50, 6.0), energy_uncertainty=jnp.full(50, 0.3))
@@ -92,3 +92,6 @@ def test_too_few_frames_and_unknown_arguments_are_refused():
     good = conformal_factor(pred, data, "forces", 0.8, noise=0.0)
     with pytest.raises(ValueError, match="quantity from"):
         conformal_interval(pred, data, good._replace(quantity="dipole"))
+    energies = good._replace(quantity="energy")
+    with pytest.raises(ValueError, match=r"same frames. Got \(18, 3, 3\), \(1, 3, 3\)"):
+        conformal_interval(pred, data[:1], energies)  # one number of atoms would otherwise do for all frames

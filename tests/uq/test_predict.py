@@ -14,6 +14,8 @@ from bayespot.records.system import system
 from bayespot.tree import replace
 from bayespot.uq.calibration import calibration_table, coverage, z_scores
 from bayespot.uq.predict import error_table, predict, prediction_errors
+from bayespot.uq.variance import chain_spread
+from tests.uq.held_out import empty, prediction
 
 CUTOFF = 3.0
 
@@ -140,6 +142,7 @@ def labelled(key_seed, sigma_model, sigma_noise, samples, promised=1.0):
         noise={"energy": jnp.asarray(promised * sigma_noise)},
         members={},
         log_weight=jnp.zeros(samples),
+        chain=jnp.arange(samples),
     )
     return prediction, replace(data, energy=jnp.asarray(truth * n), has_energy=jnp.ones(400, bool))
 
@@ -175,6 +178,50 @@ def test_over_confidence_is_found():
     assert "energy" in calibration_table([got], levels=(0.95,))
 
 
+def chained(scatter, chains=4, draws=50):
+    """Forces in 300 frames by chains that stay each in its own mode, about which draws ``scatter``; and the labels."""
+    rng, shape = np.random.default_rng(8), (300, 4, 3)
+    members = rng.normal(size=(chains, 1, *shape)) + scatter * rng.normal(size=(chains, draws, *shape))
+    members = members.reshape(-1, *shape)
+    every = prediction(members.mean(0), members.std(0, ddof=1), chains * draws)
+    every = replace(every, members={"forces": members}, chain=np.repeat(np.arange(chains), draws))
+    return every, replace(empty(300, 4), forces=jnp.asarray(rng.normal(size=shape)))
+
+
+def test_draws_of_one_chain_are_not_independent():
+    """Four modes tell as much as four members: with their spread and Student's t of 3 degrees of freedom."""
+    levels = np.array([0.5, 0.8, 0.95])
+    stuck, labels = chained(0.1)
+    got = coverage(stuck, labels, "forces", levels, noise=0.0)
+    # 3600 independent labels: 4 binomial sigma. As 200 independent draws these would cover 38, 63 and 79 %.
+    assert (np.abs(np.asarray(got.observed) - levels) < 4 * np.sqrt(levels * (1 - levels) / 3600)).all()
+    alone, _ = chained(0.0, draws=1)
+    one, other = (z_scores(p, labels, "forces", 0.0) for p in (chained(0.0)[0], alone))
+    np.testing.assert_allclose(one[1], 3.0, rtol=1e-9)
+    # the same four modes: pairs of different chains are all that counts, however often each was drawn
+    np.testing.assert_allclose(one[0], other[0], rtol=1e-9)
+    with pytest.raises(ValueError, match="4 chains of 200 draws need the members"):
+        z_scores(replace(stuck, members={}), labels, "forces", 0.0)
+
+
+def test_one_draw_per_chain_and_one_chain_count_as_independent():
+    ensemble, labels = chained(0.0, chains=6, draws=1)
+    error, spread = np.asarray(labels.forces - ensemble.forces), np.asarray(ensemble.forces_uncertainty)
+    expected = (error / (spread * np.sqrt(7 / 6))).ravel()
+    single = replace(ensemble, chain=np.zeros(6, int))
+    for p in (ensemble, replace(ensemble, members={}), single):
+        z, freedom, _ = z_scores(p, labels, "forces", 0.0)
+        np.testing.assert_allclose(z, expected, rtol=1e-12)
+        np.testing.assert_allclose(freedom, 5.0, rtol=1e-12)
+    # weights make no difference between the two ways to the same numbers
+    weighted = np.array([0.0, 0.4, -1.0, 0.3, 0.0, 0.9])
+    found = chain_spread(ensemble.members["forces"], weighted, np.arange(6))
+    w = np.exp(weighted) / np.exp(weighted).sum()
+    assert found.number == pytest.approx(1 / (w @ w), rel=1e-12)
+    centred = ensemble.members["forces"] - np.tensordot(w, ensemble.members["forces"], 1)
+    np.testing.assert_allclose(found.variance, np.tensordot(w, centred**2, 1) / (1 - w @ w), rtol=1e-12)
+
+
 def test_calibration_refuses_what_it_cannot_answer(data):
     prediction = predict(linear(), posterior([1.0, 1.0], [0.1, 0.1]), data)
     with pytest.raises(ValueError, match="must be positive"):
@@ -192,4 +239,4 @@ def test_label_prediction_sign_and_tree_form(data):
     z, _, frame = z_scores(prediction, data, "energy", noise=0.0)
     assert (z > 0).all()  # the labels lie above the prediction
     assert 2 not in frame
-    assert len(jax.tree.leaves(prediction)) == 10
+    assert len(jax.tree.leaves(prediction)) == 11

@@ -34,6 +34,14 @@ def labelled(samples, promised=1.0, noise=0.0, spread=None, seed=0):
     return prediction(mean, promised * std, samples), data
 
 
+def error_of_scale(kind, freedom, labels=3600):
+    """Standard error of ln(scale) of Student's t from independent labels: Fisher's, or that of the 95 % quantile."""
+    if kind == "likelihood":
+        return np.sqrt((freedom + 3) / (2 * freedom * labels))
+    q = stats.t.ppf(0.975, freedom)
+    return np.sqrt(0.95 * 0.05 / labels) / (2 * q * stats.t.pdf(q, freedom))
+
+
 @pytest.mark.parametrize("samples", [5, 8, 20])
 def test_the_factor_of_exchangeable_members_is_one(samples):
     pred, data = labelled(samples)
@@ -45,8 +53,10 @@ def test_the_factor_of_exchangeable_members_is_one(samples):
     assert abs(closed - 1) < 4 * (samples - 3) / (samples - 1) * errors.std() / 60
     for kind in ("likelihood", "coverage"):
         got = recalibration_factor(jax.random.key(0), pred, data, "forces", 0.0, kind)
-        # half the width of the interval is two standard errors
-        assert abs(got.alpha - 1) < (got.upper - got.lower)
+        error = error_of_scale(kind, samples - 1)
+        assert abs(got.alpha - 1) < 4 * error
+        # percentiles of 400 replicates know a width to 5 %, 300 frames to 4 %: 4 sigma
+        assert got.upper - got.lower == pytest.approx(3.92 * error, rel=0.25)
         assert (got.clipped, got.kind, got.count, got.frames) == (False, kind, 3600, 300)
 
 
@@ -71,8 +81,12 @@ def test_known_noise_is_not_scaled(kind, samples):
     pred, data = labelled(samples, promised=0.4, noise=0.6, spread=1.0)
     got = recalibration_factor(jax.random.key(1), pred, data, "forces", 0.6, kind)
     true = 2.5 if kind != "moments" else np.sqrt(6.25 + 5.25 / samples)  # which leaves the mean's error unscaled
-    assert abs(got.alpha - true) < got.upper - got.lower  # 4 standard errors
-    assert got.upper - got.lower < 0.5
+    # the scale is √(1 + 0.36), of which α moves the 1; moments of Gaussian labels are as good as their likelihood.
+    # The spread of eight draws is itself uncertain: ν = 7 in place of ∞ widens by √(10/7) at most
+    error = true * 1.36 * error_of_scale("coverage" if kind == "coverage" else "likelihood", 1e6)
+    error *= 1.0 if samples == MANY else np.sqrt(10 / 7)
+    assert abs(got.alpha - true) < 4 * error
+    assert (0.75 if samples == MANY else 0.6) < (got.upper - got.lower) / (3.92 * error) < 1.25
 
 
 def test_the_interval_covers_with_dependent_labels():
@@ -99,6 +113,18 @@ def test_clipping_is_reported(kind):
         far = replace(data, forces=1000 * data.forces)
         with pytest.warns(RuntimeWarning, match="clipped to 32: the best lies beyond"):
             assert recalibration_factor(jax.random.key(0), pred, far, "forces", 0.0, kind).alpha == pytest.approx(32)
+
+
+def test_the_moments_of_few_draws_much_too_far_apart_are_clipped_for_another_reason():
+    """Spread three times too large: α² = 1/9 < 1/(S + 1), expectation −1/5 + 6/5 · 1/9 = −0.07; without any noise."""
+    pred, data = labelled(5, promised=3.0, spread=1.0)
+    with pytest.warns(RuntimeWarning, match="clipped to 0: the spread over 5, .*use kind='likelihood'") as caught:
+        got = recalibration_factor(jax.random.key(0), pred, data, "forces", 0.0, "moments")
+    assert (got.alpha, got.clipped, len(caught)) == (0.0, True, 1)
+    assert "noise" not in str(caught[0].message)
+    # √((ν + 3)/(2ν · 3600)) = 1.6 % of Student's t with ν = 4; 4 sigma
+    likely = recalibration_factor(jax.random.key(0), pred, data, "forces", 0.0)
+    assert likely.alpha == pytest.approx(1 / 3, rel=0.063)
 
 
 def test_arguments_are_checked():

@@ -135,15 +135,31 @@ def test_honest_uncertainties(samples, noise):
     share = {0.5: row.coverage_50, 0.8: row.coverage_80, 0.95: row.coverage_95}
     for level, got in share.items():
         assert abs(got.value - level) < 4 * np.sqrt(level * (1 - level) / 3600)  # independent labels, 4 sigma
-    assert row.zms.lower - 0.1 < row.zms_honest < row.zms.upper + 0.1
+    # z² of Student's t_7 has the variance 147/15 − 1.4² = 7.84, less with noise: 4 sigma of 3600 labels; 2 without t
+    assert row.zms.value == pytest.approx(row.zms_honest, abs=4 * np.sqrt((2 if samples == MANY else 7.84) / 3600))
+    # ⟨e²⟩ = ⟨s²⟩ for any number of samples; 3600 labels of log-normal spread: the mean square to
+    # sqrt((3·e^1 − 1)/3600) = 4.5 %, a root mean square to 2.2 %; 4 sigma
+    assert row.rmse.value == pytest.approx(row.sharpness.value, rel=0.09)
     if samples == MANY:
-        # 3600 labels of log-normal spread: mean square to sqrt((3·e^1 − 1)/3600) = 4 %; 4 sigma of a root mean square
-        assert row.rmse.value == pytest.approx(row.sharpness.value, rel=0.09)
-        assert row.zms.value == pytest.approx(1.0, abs=4 * np.sqrt(2 / 3600))
         assert abs(row.ence.value) < 0.05  # 4 × 1/√(2·3600) of a mean, times the lever of the extrapolation
     elif noise == 0:
         assert row.zms_honest == pytest.approx(7 / 5, rel=1e-12)
-        assert row.ence.value > 0.1  # as documented for eight samples
+        assert row.ence.value == pytest.approx(0.17, abs=0.05)  # as documented for eight samples; 4 sigma
+
+
+@pytest.mark.parametrize("samples", [3, 8])
+def test_sharpness_of_a_small_ensemble_is_its_error(samples):
+    """Draws and label of equal spread: their squares and s² average to 1 + 1/S each."""
+    rng = np.random.default_rng(10)
+    mean, spread, label = exchangeable(rng, SHAPE, samples, spread=1.0)
+    data = replace(empty(*SHAPE[:2]), forces=jnp.asarray(label))
+    pred = prediction(mean, spread, samples)
+    row = calibration(jax.random.key(0), pred, data, {"forces": 0.0}, ["forces"], 20)[0]
+    # relative standard errors of root mean squares: 1/√7200 of the errors, 1/√(7200 (S − 1)) of s; 4 sigma
+    assert row.rmse.value == pytest.approx(np.sqrt(1 + 1 / samples), rel=4 / np.sqrt(7200))
+    assert row.sharpness.value == pytest.approx(np.sqrt(1 + 1 / samples), rel=4 / np.sqrt(7200 * (samples - 1)))
+    binned = binned_errors(pred, data, "forces", 0.0, bins=1)
+    assert binned.std[0] == pytest.approx(row.sharpness.value, rel=1e-12)
 
 
 def test_over_confidence_by_two():
@@ -172,8 +188,9 @@ def test_scores_are_means_of_the_definitions():
     half = student.ppf(0.975)
     outside = np.maximum(np.abs(error) - half, 0)
     assert row.interval_score.value == pytest.approx((2 * half + 40 * outside).mean(), rel=1e-9)
-    assert row.sharpness.value == pytest.approx(np.sqrt(student.var().mean()), rel=1e-10)
-    assert row.median_std.value == pytest.approx(np.median(student.std()), rel=1e-10)
+    assert row.sharpness.value == pytest.approx(np.sqrt((scale**2).mean()), rel=1e-10)
+    assert row.median_std.value == pytest.approx(np.median(scale), rel=1e-10)
+    assert row.zms_honest == pytest.approx((student.var() / scale**2).mean(), rel=1e-10)
     assert row.spearman.value == pytest.approx(stats.spearmanr(np.abs(error), scale).statistic, abs=1e-10)
     vectors = [np.linalg.norm(x.reshape(-1, 3), axis=1) for x in (error, scale)]
     assert row.spearman_vector.value == pytest.approx(stats.spearmanr(*vectors).statistic, abs=1e-10)
@@ -237,8 +254,9 @@ def test_a_shifted_set_stands_beside():
 def test_what_does_not_exist_is_nan_and_what_is_not_known_is_refused():
     pred, data = scored(samples=3)
     row = calibration(jax.random.key(0), pred, data, {"forces": 0.0}, ["forces"], 20)[0]
-    assert np.isnan([row.sharpness.value, row.median_std.value, row.ence.value, row.zms_honest]).all()
-    assert np.isfinite([row.rmse.value, row.crps.value, row.nll.value, row.spearman.value]).all()
+    assert np.isnan(row.zms_honest)
+    assert np.isfinite([row.sharpness.value, row.median_std.value, row.ence.value, row.rmse.value]).all()
+    assert np.isfinite([row.crps.value, row.nll.value, row.spearman.value]).all()
     single = calibration(jax.random.key(0), *scored_single(), {"forces": 0.0}, ["forces"], 20)[0]
     assert np.isnan(single.rmse.lower)
     assert single.rmse.value > 0
@@ -248,8 +266,6 @@ def test_what_does_not_exist_is_nan_and_what_is_not_known_is_refused():
         calibration(jax.random.key(0), pred, data, {"forces": 0.0}, ["forces"], 0)
     with pytest.raises(ValueError, match="same frames"):
         calibration(jax.random.key(0), pred, data[:5], {"forces": 0.0}, ["forces"])
-    with pytest.raises(ValueError, match="no standard deviation"):
-        binned_errors(pred, data, "forces", 0.0)
     with pytest.raises(ValueError, match="bins must lie"):
         binned_errors(*scored(), "forces", 0.0, bins=0)
 

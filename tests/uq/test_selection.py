@@ -16,7 +16,7 @@ from bayespot.tree import replace
 from bayespot.uq.predict import Prediction
 from bayespot.uq.selection import CRITERIA, frame_uncertainty, select
 
-ETA = 0.1
+ETA = {"forces": 0.2, "energy": 0.1}  # eV/Å, eV/atom
 
 
 def pool(sizes, seed=0, samples=6, log_weight=None, amplitude=None, kinds=1):
@@ -47,11 +47,12 @@ def from_members(members, log_weight):
         noise={},
         members={k: jnp.asarray(y) for k, y in members.items()},
         log_weight=jnp.asarray(log_weight),
+        chain=jnp.arange(len(log_weight)),
     )
 
 
 def kernel(prediction, data, name):
-    """K by loops over pairs of frames, atoms and samples; mean of the diagonal 1."""
+    """K by loops over pairs of frames, atoms and samples, in units of the error of a label; of a vector, √3 η."""
     w = np.exp(np.asarray(prediction.log_weight))
     w = w / w.sum()
     species, count = np.asarray(data.system.species), data.atom_counts
@@ -71,19 +72,19 @@ def kernel(prediction, data, name):
                     if species[one, i] == species[other, i]
                 ]
             k[one, other] = sum(w @ x for x in each) / (1 - w @ w)
-    return k / np.trace(k) * m
+    return k / (ETA[name] ** 2 * (3 if name == "forces" else 1))
 
 
 def conditional_variance(k, frame, chosen):
     if not chosen:
         return k[frame, frame]
-    cc = k[np.ix_(chosen, chosen)] + ETA**2 * np.eye(len(chosen))
+    cc = k[np.ix_(chosen, chosen)] + np.eye(len(chosen))
     return k[frame, frame] - k[frame, chosen] @ np.linalg.solve(cc, k[chosen, frame])
 
 
 def information(k, chosen):
     chosen = list(chosen)
-    return np.linalg.slogdet(np.eye(len(chosen)) + k[np.ix_(chosen, chosen)] / ETA**2)[1]
+    return np.linalg.slogdet(np.eye(len(chosen)) + k[np.ix_(chosen, chosen)])[1]
 
 
 POOLS = {
@@ -99,14 +100,15 @@ POOLS = {
 def test_every_step_is_the_best_one_and_scores_are_conditional_deviations(name, quantities):
     prediction, data = pool(**POOLS[name])
     k = sum(kernel(prediction, data, q) for q in quantities) / len(quantities)
-    got = select(prediction, data, 5, quantities=quantities, noise=ETA)
+    got = select(prediction, data, 5, quantities=quantities, noise={q: ETA[q] for q in quantities})
+    unit = {("forces",): np.sqrt(3) * ETA["forces"], ("energy",): ETA["energy"]}.get(quantities, 1.0)
     assert len(set(got.frames.tolist())) == 5
     for n, frame in enumerate(got.frames):
         chosen = got.frames[:n].tolist()
         gain = [-np.inf if m in chosen else information(k, [*chosen, m]) for m in range(8)]
         # Where the samples are exhausted all that is left is rounding; then any frame is as good.
         assert gain[frame] == pytest.approx(max(gain), abs=1e-6)
-        assert got.score[n] ** 2 == pytest.approx(conditional_variance(k, frame, chosen), abs=1e-10)
+        assert (got.score[n] / unit) ** 2 == pytest.approx(conditional_variance(k, frame, chosen), rel=1e-8)
     best = max(information(k, subset) for subset in combinations(range(8), 3))
     assert (1 - 1 / np.e) * best <= information(k, got.frames[:3]) <= best + 1e-9
     assert (np.diff(got.score) <= 1e-9).all()
@@ -135,8 +137,25 @@ def test_duplicates_are_chosen_once():
     copies = from_members({"energy": prediction.members["energy"][:, origin], "forces": forces}, np.zeros(8))
     got = select(copies, data[origin], 12)
     assert sorted(origin[got.frames].tolist()) == list(range(12))
+    usual = np.median(frame_uncertainty(copies, data[origin], "rms"))
     more = select(copies, data[origin], 13)
-    assert more.score[12] < 0.2 < 0.5 < more.score[11]  # what is left of a copy: about the noise, 0.1
+    assert more.score[12] < 0.2 * usual < 0.5 * usual < more.score[11]  # left of a copy: about the noise, a tenth
+
+
+@pytest.mark.parametrize("noise", [None, {"forces": 0.1}])
+@pytest.mark.parametrize("factor", [200, 1e6])
+def test_a_frame_that_blew_up_does_not_make_the_others_alike(factor, noise):
+    """The same pool of 36, in order, with one frame of far larger forces: it comes first, then the eleven others."""
+    rng = np.random.default_rng(3)
+    prediction, data = pool([3] * 12, samples=8)
+    origin = np.repeat(np.arange(12), 3)
+    forces = np.asarray(prediction.members["forces"])[:, origin]
+    forces = forces + 0.01 * rng.normal(size=forces.shape)
+    forces[:, 35] *= factor
+    wild = from_members({"energy": prediction.members["energy"][:, origin], "forces": forces}, np.zeros(8))
+    got = select(wild, data[origin], 12, noise=noise)
+    assert got.frames[0] == 35
+    assert len(set(origin[got.frames].tolist())) == 12
 
 
 def test_uncertainty_of_a_frame():
@@ -149,10 +168,10 @@ def test_uncertainty_of_a_frame():
     got = select(prediction, data, 3, "rms")
     np.testing.assert_array_equal(got.frames, np.argsort(rms)[::-1])
     np.testing.assert_allclose(got.score, np.sort(rms)[::-1], rtol=1e-12)
-    # The first frame of the diverse choice is that of the largest rms, in units of the pool's.
+    # The first frame of the diverse choice is that of the largest rms.
     diverse = select(prediction, data, 1)
     assert diverse.frames[0] == got.frames[0]
-    assert diverse.score[0] == pytest.approx(max(rms) / np.sqrt(np.mean(np.square(rms))), rel=1e-12)
+    assert diverse.score[0] == pytest.approx(max(rms), rel=1e-12)
 
 
 @pytest.mark.parametrize("by", CRITERIA)
@@ -190,7 +209,13 @@ def test_what_cannot_be_chosen_is_refused():
     for number in (0, 5):
         with pytest.raises(ValueError, match=rf"number must be from 1 to 4, the frames of the pool. Got {number}"):
             select(prediction, data, number)
-    for wrong in ({"by": "random"}, {"quantities": ("stress",)}, {"quantities": ()}, {"noise": 0.0}):
+    for wrong in (
+        {"by": "random"},
+        {"quantities": ("stress",)},
+        {"quantities": ()},
+        {"noise": {"forces": 0.0}},
+        {"noise": {"energy": 0.1}},
+    ):
         with pytest.raises(ValueError, match="Need by from"):
             select(prediction, data, 2, **wrong)
     with pytest.raises(ValueError, match="same frames"):
