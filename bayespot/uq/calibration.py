@@ -102,11 +102,15 @@ def variances(
 
 
 def _epistemic(prediction: Prediction, quantity: str) -> tuple[np.ndarray, float]:
-    """Variance between independent samples and their effective number, as in ``chain_spread``."""
+    """Variance between independent samples and their effective number, as in ``chain_spread``.
+
+    It is that of the prediction's own uncertainty, times what comparing different chains instead of all draws makes of
+    the members' variance: an uncertainty that was changed by hand counts.
+    """
+    variance = np.asarray(getattr(prediction, f"{quantity}_uncertainty"), np.float64) ** 2
     number, chains = len(prediction.log_weight), len(np.unique(prediction.chain))
     if chains in (1, number):  # nothing is known to be correlated
         weight = np.exp(np.asarray(prediction.log_weight, np.float64) - np.max(prediction.log_weight))
-        variance = np.asarray(getattr(prediction, f"{quantity}_uncertainty"), np.float64) ** 2
         return variance, float(weight.sum() ** 2 / (weight**2).sum())
     if quantity not in prediction.members:
         raise ValueError(
@@ -115,7 +119,8 @@ def _epistemic(prediction: Prediction, quantity: str) -> tuple[np.ndarray, float
         )
     members = np.asarray(prediction.members[quantity], np.float64)
     found = chain_spread(members, prediction.log_weight, prediction.chain)
-    return found.variance, found.number
+    plain = chain_spread(members, prediction.log_weight, np.arange(number)).variance
+    return variance * np.divide(found.variance, plain, out=np.ones_like(plain), where=plain > 0), found.number
 
 
 def student(compared: Comparison, alpha: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -200,6 +200,8 @@ def test_draws_of_one_chain_are_not_independent():
     np.testing.assert_allclose(one[1], 3.0, rtol=1e-9)
     # the same four modes: pairs of different chains are all that counts, however often each was drawn
     np.testing.assert_allclose(one[0], other[0], rtol=1e-9)
+    narrow = replace(stuck, forces_uncertainty=stuck.forces_uncertainty / 4)  # a claim made by hand is judged as such
+    np.testing.assert_allclose(*(z_scores(p, labels, "forces", 0.0)[0] * f for p, f in ((narrow, 1), (stuck, 4))))
     with pytest.raises(ValueError, match="4 chains of 200 draws need the members"):
         z_scores(replace(stuck, members={}), labels, "forces", 0.0)
 
