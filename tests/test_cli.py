@@ -39,6 +39,7 @@ def results():
     return quickstart(3, TINY, progress=False)
 
 
+@pytest.mark.slow
 def test_the_whole_road_leaves_its_results(results, tmp_path):
     _, posteriors, true = results
     report.write(tmp_path, *results)
@@ -64,6 +65,7 @@ def test_the_whole_road_leaves_its_results(results, tmp_path):
         assert (tmp_path / f"deep_ensemble_{figure}.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_failed_runs_are_marked_and_carry_no_values(results):
     p = results[1]["pSGLD"]
     status = np.zeros_like(p.observed["energy"].status)

@@ -97,6 +97,7 @@ def einstein(sites, stiffness):
     return Potential(lambda key: {"k": jnp.array(stiffness)}, energies, 1.0, (), {"name": "einstein"})
 
 
+@pytest.mark.slow
 def test_langevin_knows_the_masses():
     # 100 hydrogen and 100 lead atoms on springs. BAOAB samples harmonic positions without time-step error.
     # 300 frames, 50 fs apart, and friction 1/(50 fs): > 2000 independent values of each average over 300 coordinates,

@@ -67,7 +67,10 @@ def draws(algorithm, batch_size, steps=2_400, **options):
     return infer(jax.random.key(1), algorithm, at_mode(), DATA, progress=False, **arguments)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+LONG = ("sggmc", "amagold", "sghmc, control variates")  # their frames of one minibatch count twice or more
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in SAMPLERS])
 def test_the_cold_posterior_is_exact(name):
     # at T = 1/4, where a factor of T that is missing or there twice would show
     make_algorithm, batch_size = SAMPLERS[name]
