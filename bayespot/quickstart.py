@@ -58,7 +58,7 @@ class Settings(NamedTuple):
 
 FULL = Settings()
 FAST = Settings(  # the teacher's runs are shaped like those of the samples: what was compiled serves again
-    channels=4, spacing=50, members=4, ensemble_steps=200, chains=2, draws=8, burn_in=80, thin=8,
+    spacing=50, members=4, ensemble_steps=200, chains=2, draws=8, burn_in=80, thin=8,
     run=0.96, equilibration=0.4, runs=8, truth=7.68, truth_runs=8,
 )  # fmt: skip
 # Frames from files: more and more diverse than the teacher's, with precise labels, and perhaps of a liquid.
