@@ -115,7 +115,11 @@ def hmc(
     temperature: float = 1.0,
     acceptance: float = 0.8,
 ) -> Algorithm:
-    """Hamiltonian Monte Carlo with ``length`` leapfrog steps, adapted like ``nuts``; arguments as there."""
+    """Hamiltonian Monte Carlo, adapted like ``nuts``; arguments as there.
+
+    Trajectories have 1 to 2 ``length`` − 1 leapfrog steps, drawn anew each time: one fixed length may be that of a
+    period, after which the chain is back where it started (Neal, *Handbook of MCMC* (2011), section 5.3.2).
+    """
     import blackjax
 
     return _adapted(blackjax.hmc, target, data, warm_up, temperature, acceptance, num_integration_steps=length)
@@ -135,7 +139,9 @@ def _adapted(family, target: Target, data: Batch, warm_up, temperature, acceptan
         return KernelState(state, tuned, jnp.zeros((), jnp.int32))
 
     def step(key: Key, state: KernelState, batch: Batch):
-        inner, info = kernel(_raw(key), state.kernel, density, **state.tuned, **settings)
+        one, two = jax.random.split(key)
+        lengths = {k: jax.random.randint(two, (), 1, 2 * n) for k, n in settings.items()}
+        inner, info = kernel(_raw(one), state.kernel, density, **state.tuned, **lengths)
         return KernelState(inner, state.tuned, state.step + 1), _report(inner, info, target, temperature)
 
     return Algorithm(init, step, lambda s: s.kernel.position, target.spec, partial(require_training_data, target))
