@@ -53,7 +53,7 @@ def gradient_noise(
     directions outside of it is neglected, by which the inflation comes out too large rather than too small.
 
     Args:
-        key: for targets that are random, and for the search of the stiffest direction.
+        key: for targets that are random.
         target: log density per datum, without a changing state and without control variates.
         params: one set of parameters.
         data: the training data; takes one gradient of each frame, and some 15 + ``directions`` Hessian products of all.
