@@ -4,7 +4,7 @@ The weights of a network have symmetries (permuted neurons), so chains that agre
 hopelessly apart in weight space.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -67,5 +67,10 @@ def _diagnosed(samples, values, function, name: str):
     chains, draws = table.shape[:2]
     if chains < 2 or draws < 8:
         raise ValueError(f"{name} needs at least 2 chains of 8 draws. Got {chains} of {draws}. Run more, or thin less.")
-    compiled = jax.jit(partial(function, chain_axis=0, sample_axis=1))
-    return compiled(table.reshape(chains, draws, -1)).reshape(table.shape[2:])
+    return _compiled(function)(table.reshape(chains, draws, -1)).reshape(table.shape[2:])
+
+
+@lru_cache
+def _compiled(function):
+    """The same program for the same function: the next call does not compile again."""
+    return jax.jit(partial(function, chain_axis=0, sample_axis=1))

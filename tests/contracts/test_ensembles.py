@@ -37,7 +37,7 @@ def replicas(ensemble, seed):
     """Eight independent runs of 200 ps of solid argon: kinetic energies and potential energies, (8, frames)."""
     runs = propagate(
         jax.random.key(seed), ARGON, one_sample(PARAMS), START, ensemble, steps=20_000, every=20, equilibration=1000,
-        replicas=8, batch_size=1, chunk=5000, progress=False,
+        replicas=8, batch_size=1, chunk=5000, skin=0.8, progress=False,
     )  # fmt: skip
     mass = np.asarray(masses(START.species))[:, None]
     return 0.5 * (mass * runs.frames.velocity[0] ** 2).sum((-1, -2)), runs.frames.energy[0]
