@@ -44,6 +44,7 @@ class Settings(NamedTuple):
     equilibration: float = 1.0
     runs: int = 16
     every: int = 8
+    skin: float = 0.6  # hot atoms leave a thinner one every few steps
     friction: float = 50.0  # [1/ps]; near the frequencies of the vibrations a crystal forgets soonest
     truth: float = 384.0
     truth_runs: int = 2
@@ -192,12 +193,13 @@ def observables(s: Settings, start: bp.System) -> dict[str, bp.Observable]:
     }
 
 
-def run_lengths(s: Settings) -> dict[str, int]:
-    """Steps of a simulation, as arguments of ``simulate`` and ``propagate``."""
+def run_options(s: Settings) -> dict[str, float]:
+    """Lengths and skin of a simulation, as arguments of ``simulate`` and ``propagate``."""
     return {
         "steps": s.frames_kept * s.every,
         "every": s.every,
         "equilibration": round(s.equilibration / s.time_step),
+        "skin": s.skin,
     }
 
 
@@ -208,9 +210,9 @@ def truth(
     params = teacher.init(key)
     many = jax.tree.map(lambda x: jnp.broadcast_to(x, (s.truth_runs, *jnp.shape(x))), params)
     teachers = bp.as_samples(many, teacher.spec)
-    lengths = run_lengths(s)
-    lengths["steps"] *= max(1, round(s.truth / s.run / s.truth_runs))
-    runs = bp.propagate(key, teacher, teachers, start, thermostat, progress=progress, **lengths)
+    options = run_options(s)
+    options["steps"] *= max(1, round(s.truth / s.run / s.truth_runs))
+    runs = bp.propagate(key, teacher, teachers, start, thermostat, progress=progress, **options)
     return {name: np.asarray(bp.observe(o, runs).value.mean((0, 1))) for name, o in measured.items()}
 
 
@@ -247,7 +249,7 @@ def consequences(
     simulated = bp.healthy(meant)
     runs = bp.propagate(
         key, potential, simulated, material.start, thermostat,
-        replicas=max(1, s.runs // len(simulated)), throw=False, progress=progress, **run_lengths(s),
+        replicas=max(1, s.runs // len(simulated)), throw=False, progress=progress, **run_options(s),
     )  # fmt: skip
     observed = {name: bp.observe(o, runs, samples=simulated) for name, o in measured.items()}
     stable = int((np.asarray(runs.status) == 0).all(1).sum())
