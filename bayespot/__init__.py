@@ -47,7 +47,7 @@ _NAMES = {
     "inference.gauss_newton": "gauss_newton",
     "inference.laplace": "laplace",
     "inference.swag": "swag",
-    "inference.diagnostics": "rhat ess ess_tail",
+    "inference.diagnostics": "rhat ess ess_tail mcse",
     "records.posterior": "PosteriorSamples as_samples weights healthy concatenate to_arviz",
     "records.trajectory": "Frame Trajectory",
     "simulation.ensemble": "Ensemble nve nvt_langevin nvt_nose_hoover",
