@@ -47,7 +47,7 @@ _NAMES = {
     "inference.gauss_newton": "gauss_newton",
     "inference.laplace": "laplace",
     "inference.swag": "swag",
-    "inference.diagnostics": "rhat ess ess_tail",
+    "inference.diagnostics": "rhat ess ess_tail mcse",
     "records.posterior": "PosteriorSamples as_samples weights healthy concatenate to_arviz",
     "records.trajectory": "Frame Trajectory",
     "simulation.ensemble": "Ensemble nve nvt_langevin nvt_nose_hoover",
@@ -69,7 +69,7 @@ _NAMES = {
     "uq.conformal": "Conformal conformal_factor conformal_interval",
     "uq.selection": "Selection select frame_uncertainty",
     "uq.calculator": "calculator",
-    "plots": "plot_interval plot_reliability plot_pit plot_binned_errors plot_learning plot_parity",
+    "plots": "plot_interval plot_reliability plot_pit plot_binned_errors plot_rank plot_learning plot_parity",
     "errors": "Status DataError FailedSamples UncertaintyWarning",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -12,6 +12,7 @@ import numpy as np
 
 from bayespot.records.interval import Interval
 from bayespot.records.posterior import PosteriorSamples
+from bayespot.typing import Array, Float
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -200,6 +201,61 @@ def plot_learning(samples: PosteriorSamples, ax: Axes | None = None) -> Axes:
         ax.set_ylim(min(late) - margin, max(late) + margin)
     ax.set(xlabel="progress [%]", ylabel="log density per frame", xlim=(0, 100))
     ax.legend(frameon=False, fontsize="small", title=f"{len(first)} chains", title_fontsize="small")
+    return ax
+
+
+def plot_rank(
+    samples: PosteriorSamples,
+    values: Float[Array, "S *shape"],
+    name: str = "",
+    level: float = 0.95,
+    ax: Axes | None = None,
+) -> Axes:
+    """Do the chains draw from one distribution? Their ranks among all draws, as differences that are 0 on average.
+
+    A chain above 0 at the left has more low values than the others, one below 0 at the right more high ones; both
+    together: it spreads wider. If all chains agree, all curves stay inside the band with the probability ``level``. The
+    band counts as many draws as are independent *within* a chain; of very few it is wide and proves nothing. Of more
+    than six chains only those that leave the band are named.
+
+    Args:
+        samples: of at least two chains, with at least eight draws each, equally many.
+        values: one per sample, any shape: predictions ``prediction.members["energy"]``, observables
+            ``observed.value.mean(1)``. Of several components the one with the largest R-hat is drawn.
+        name: of the quantity, for the title.
+        level: probability that the band holds.
+        ax: where to draw; default a new figure.
+
+    Raises:
+        ValueError: for too few chains or draws, values that are not finite or the same for all samples.
+
+    Reference: Säilynoja, Bürkner and Vehtari, *Stat. Comput.* 32, 32 (2022); band: ``inference/ranks.py``.
+    """
+    from bayespot.inference.diagnostics import rhat
+    from bayespot.inference.ranks import rank_difference
+
+    flat = np.asarray(values, np.float64).reshape(len(values), -1)
+    moving = np.flatnonzero(np.ptp(flat, axis=0) > 0)  # padding does not move, and has no R-hat
+    if not np.isfinite(flat).all() or not len(moving):
+        raise ValueError(f"plot_rank needs finite values that vary between samples. Got {name or values}.")
+    spread = np.nan_to_num(np.asarray(rhat(samples, flat[:, moving])), nan=np.inf)  # chains that stand still
+    worst = int(moving[np.argmax(spread)])
+    found = rank_difference(samples, flat[:, worst], level)
+    chains = np.unique(np.asarray(samples.chain))
+    ax = _axes(ax)
+    at, width = np.r_[0, found.at, 1], np.r_[0, found.half_width, 0]
+    ax.fill_between(at, -width, width, color="0.87", lw=0, label=f"{level:.0%} band")
+    ax.axhline(0, color="black", ls="--", lw=1)
+    for chain, color, curve in zip(chains, cycle(COLORS), found.difference, strict=False):
+        named = len(chains) <= len(COLORS) or (np.abs(curve) > found.half_width).any()
+        ax.plot(at, np.r_[0, curve, 0], color=color, lw=1.4, label=f"chain {chain}" if named else None)
+    ax.set(xlabel="fraction of all draws", ylabel="share of a chain's draws − fraction", xlim=(0, 1))
+    most = max(found.half_width.max(), np.abs(found.difference).max())
+    ax.set_ylim(-1.1 * most, 1.7 * most)  # room for the legend
+    place = list(map(int, np.unravel_index(worst, np.shape(values)[1:])))
+    draws = f"{found.effective:.0f} of {len(samples) // len(chains)} draws of a chain independent"
+    ax.set_title(f"{name}{place or ''}: R-hat {spread.max():.3g}, {draws}".removeprefix(": "), fontsize="small")
+    ax.legend(frameon=False, fontsize="small", loc="upper center", ncols=3)
     return ax
 
 

@@ -13,6 +13,7 @@ from bayespot.plots import (
     plot_learning,
     plot_parity,
     plot_pit,
+    plot_rank,
     plot_reliability,
 )
 from bayespot.records.dataset import dataset
@@ -22,6 +23,7 @@ from bayespot.records.system import system
 from bayespot.tree import replace
 from bayespot.uq.calibration import Reliability
 from bayespot.uq.predict import Prediction
+from tests.inference.chains import chains
 from tests.uq.held_out import empty, prediction
 
 mpl.use("Agg")
@@ -155,3 +157,36 @@ def test_binned_errors():
     # relative standard error of a root mean square of 100 labels: 7 %, itself known to 11 %; 4 sigma
     bars = ax.containers[0][2][0].get_segments()
     np.testing.assert_allclose([(b[1, 1] - b[0, 1]) / 2 for b in bars] / y, 1 / np.sqrt(200), rtol=0.45)
+
+
+def curves_of(ax):
+    """Distance of every chain from 0 and half the width of the band, at the inner points."""
+    lines = [line for line in ax.get_lines() if line.get_linestyle() == "-"]
+    corners = ax.collections[0].get_paths()[0].vertices
+    upper = {x: y for x, y in corners if y > 0}
+    at = lines[0].get_xdata()[1:-1]
+    return np.abs([line.get_ydata()[1:-1] for line in lines]), np.array([upper[x] for x in at])
+
+
+def test_ranks_of_chains_that_disagree():
+    samples, values = chains(components=6)
+    moved = values["energy"].reshape(-1, 2, 3).copy()
+    moved[400:800, 1, 0] += 0.5  # of the second chain
+    ax = plot_rank(samples, moved, "energy")
+    curves, band = curves_of(ax)
+    assert [bool((curve > band).any()) for curve in curves] == [False, True, False, False]
+    assert ax.get_title().startswith("energy[1, 0]: R-hat 1.0")
+    assert [t.get_text() for t in ax.get_legend().get_texts()][:2] == ["95% band", "chain 0"]
+    with pytest.raises(ValueError, match=r"that vary between samples\. Got energy"):
+        plot_rank(samples, np.ones(1600), "energy")
+    with pytest.raises(ValueError, match=r"that vary between samples\. Got energy"):
+        plot_rank(samples, np.append(moved[:-1, 0, 0], np.nan), "energy")
+
+
+def test_of_many_chains_those_that_leave_the_band_are_named():
+    samples, values = chains(8, components=1)
+    wide = values["energy"][:, 0].copy()
+    wide[:400] *= 2
+    ax = plot_rank(samples, wide)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["95% band", "chain 0"]
+    assert ax.get_title().startswith("R-hat 1.0")

@@ -30,6 +30,15 @@ def by_chain(samples: PosteriorSamples, values: Float[Array, "S *shape"]) -> Flo
     return values[order].reshape(len(names), counts[0], *values.shape[1:])
 
 
+def checked(samples: PosteriorSamples, values: Float[Array, "S *shape"], name: str) -> Float[Array, "C D *shape"]:
+    """``by_chain``, for what needs two chains of eight draws; ``name`` tells in the message what does."""
+    table = by_chain(samples, values)
+    chains, draws = table.shape[:2]
+    if chains < 2 or draws < 8:
+        raise ValueError(f"{name} needs at least 2 chains of 8 draws. Got {chains} of {draws}. Run more, or thin less.")
+    return table
+
+
 def rhat(samples: PosteriorSamples, values: Float[Array, "S *shape"]) -> Float[Array, "*shape"]:
     """Rank-normalised split R-hat of each quantity; near 1 when the chains agree, above 1.01 a reason for doubt.
 
@@ -62,12 +71,39 @@ def ess_tail(samples: PosteriorSamples, values: Float[Array, "S *shape"]) -> Flo
     return _diagnosed(samples, values, blackjax_ess_tail, "The effective sample size")
 
 
+def mcse(
+    samples: PosteriorSamples, values: Float[Array, "S *shape"], quantile: float | None = None
+) -> Float[np.ndarray, "*shape"]:
+    r"""Monte Carlo standard error of the posterior mean of each quantity, or of a quantile, in its unit (host).
+
+    .. math:: \mathrm{MCSE} = \frac{\sigma}{\sqrt{\mathrm{ESS}}}
+
+    with the standard deviation σ of all draws and the effective sample size of the values themselves (not of their
+    ranks, as in ``ess``). It tells how far the mean would move if the chains were run anew; digits below it mean
+    nothing. Log weights are not heeded.
+
+    Args:
+        samples, values: as for ``rhat``.
+        quantile: its probability, e.g. 0.05 or 0.95 for the ends of a 90 % interval; default the mean.
+
+    Raises:
+        ValueError: as ``rhat``, or for a probability that is not between 0 and 1.
+
+    Reference:
+        Vehtari et al., Bayesian Analysis 16, 667 (2021), section 4.3; computed by ArviZ.
+    """
+    from arviz_stats.base.array import array_stats
+
+    if quantile is not None and not 0 < quantile < 1:
+        raise ValueError(f"quantile must be a probability between 0 and 1. Got {quantile}.")
+    table = np.asarray(checked(samples, values, "The Monte Carlo error"), np.float64)
+    method = "mean" if quantile is None else "quantile"
+    return np.array(array_stats.mcse(table, chain_axis=0, draw_axis=1, method=method, prob=quantile))
+
+
 def _diagnosed(samples, values, function, name: str):
-    table = by_chain(samples, values)
-    chains, draws = table.shape[:2]
-    if chains < 2 or draws < 8:
-        raise ValueError(f"{name} needs at least 2 chains of 8 draws. Got {chains} of {draws}. Run more, or thin less.")
-    return _compiled(function)(table.reshape(chains, draws, -1)).reshape(table.shape[2:])
+    table = checked(samples, values, name)
+    return _compiled(function)(table.reshape(*table.shape[:2], -1)).reshape(table.shape[2:])
 
 
 @lru_cache

@@ -5,21 +5,8 @@ import numpy as np
 import pytest
 
 from bayespot.records.posterior import as_samples
-from bayespot.tree import replace
 from bayespot.uq.diagnose import diagnose
-
-
-def chains(number=4, draws=400, memory=0.0, apart=0.0, seed=0, components=3):
-    """Samples of ``number`` chains, and AR(1) values with this correlation of neighbours, chains shifted ``apart``."""
-    rng = np.random.default_rng(seed)
-    x = np.zeros((number, draws, components))
-    x[:, 0] = rng.normal(size=(number, components))
-    for n in range(1, draws):
-        x[:, n] = memory * x[:, n - 1] + np.sqrt(1 - memory**2) * rng.normal(size=(number, components))
-    x = x + apart * np.arange(number)[:, None, None]
-    samples = as_samples({"a": jnp.zeros(number * draws)}, {})
-    samples = replace(samples, chain=jnp.repeat(jnp.arange(number), draws), draw=jnp.tile(jnp.arange(draws), number))
-    return samples, {"energy": x.reshape(number * draws, components)}
+from tests.inference.chains import chains
 
 
 def test_independent_chains_are_fine():
