@@ -18,7 +18,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # Their programs are large and run few times: without most of the compiler's optimisations they take half the time.
 QUICKLY_COMPILED = (
-    "test_readme.py", "contracts/test_algorithms.py", "contracts/test_potentials.py", "contracts/test_observables.py", "oracles/test_classical.py",
+    "test_readme.py", "contracts/test_algorithms.py", "contracts/test_potentials.py", "contracts/test_observables.py",
+    "oracles/test_classical.py",
     "potentials/test_dimenet.py", "potentials/test_descriptor_mlp.py", "potentials/test_build.py",
     "targets/test_force_matching.py", "inference/test_laplace.py", "observables/test_structure.py",
     "simulation/test_neighbor_list.py", "simulation/test_propagate.py", "records/test_posterior.py",
