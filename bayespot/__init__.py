@@ -33,6 +33,7 @@ _NAMES = {
     "inference.preconditioner": "identity fixed rms",
     "inference.muon": "muon",
     "inference.optimise": "optimise",
+    "inference.anchored": "anchored",
     "inference.control_variates": "control_variates",
     "inference.full_data": "full_log_density",
     "inference.sgld": "sgld",
