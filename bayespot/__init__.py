@@ -26,6 +26,7 @@ _NAMES = {
     "potentials.teacher": "label add_noise",
     "inference.priors": "prior flat normal scaled_normal",
     "targets.force_matching": "Noise force_matching",
+    "targets.shallow_ensemble": "shallow_ensemble split_heads",
     "inference.target": "Target LeastSquares initial",
     "inference.subset": "Subset subset",
     "inference.algorithm": "Algorithm",
