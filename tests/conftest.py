@@ -21,9 +21,10 @@ QUICKLY_COMPILED = (
     "test_readme.py", "contracts/test_algorithms.py", "contracts/test_potentials.py", "contracts/test_observables.py",
     "oracles/test_classical.py",
     "potentials/test_dimenet.py", "potentials/test_descriptor_mlp.py", "potentials/test_build.py",
-    "targets/test_force_matching.py", "inference/test_laplace.py", "observables/test_structure.py",
-    "simulation/test_neighbor_list.py", "simulation/test_propagate.py", "records/test_posterior.py",
-    "uq/test_predict.py", "uq/test_recalibration.py", "uq/test_calculator.py", "uq/test_selection.py",
+    "targets/test_force_matching.py", "targets/test_shallow_ensemble.py", "inference/test_laplace.py",
+    "inference/test_anchored.py", "observables/test_structure.py", "simulation/test_neighbor_list.py",
+    "simulation/test_propagate.py", "records/test_posterior.py", "uq/test_predict.py", "uq/test_recalibration.py",
+    "uq/test_calculator.py", "uq/test_selection.py",
 )  # fmt: skip
 
 collect_ignore = ["benchmarks"]  # programs, which set JAX up as they need it

@@ -67,34 +67,28 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
         ValueError: if the potential does not know a species, its cutoff is longer than that of the data's neighbours,
             a scale is not positive, or a label that has one does not occur in the data.
     """
-    scales = _checked_scales(noise, data)
-
-    def check(other: Dataset) -> None:
-        check_compatible(potential, other)
-        if not any(bool(getattr(other, f"has_{label}").any()) for label in scales):
-            raise ValueError(f"{other.source} has none of the labels {list(scales)} that the target compares.")
-
+    scales = checked_scales(noise, data)
+    check = partial(check_labels, potential, tuple(scales))
     check(data)
     counts, size = data.atom_counts, len(data)
 
     def initial(key: Key) -> Params:
-        log_scales = {k: jnp.log(jnp.asarray(v, jnp.result_type(float))) for k, v in scales.items()}
-        return {"potential": potential.init(key), "noise": log_scales if noise.learn == "exponential" else {}}
+        return {"potential": potential.init(key), "noise": log_scales(noise)}
 
     errors = partial(_errors, potential, tuple(scales))
 
     def log_prior(params: Params) -> Scalar:
-        return prior(params["potential"]) + _log_scale_prior(params["noise"], scales)
+        return prior(params["potential"]) + log_scale_prior(params["noise"], scales)
 
     def log_likelihood(params: Params, found: dict) -> Scalar:
         def score(label, error, mask):
-            return jnp.where(mask, _log_error(error, _sigma(params, label, scales), noise.dof), 0.0).sum()
+            return jnp.where(mask, _log_error(error, scale_of(params, label, scales), noise.dof), 0.0).sum()
 
         return total(score(label, *pair) for label, pair in found.items())
 
     def standardised(params: Params, batch: Dataset) -> dict[str, Array]:
         found = errors(params, batch, counts).items()
-        return {k: jnp.where(m, e, 0.0) / _sigma(params, k, scales).astype(e.dtype) for k, (e, m) in found}
+        return {k: jnp.where(m, e, 0.0) / scale_of(params, k, scales).astype(e.dtype) for k, (e, m) in found}
 
     def value_and_grad(key: Key, params: Params, state, batch: Dataset):
         def log_density(params):
@@ -106,32 +100,51 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
 
     def metrics(params: Params, batch: Dataset) -> dict[str, Scalar]:
         found = errors(params, batch, None)
-        errors_of_labels = {f"{label}_rmse": _rmse(*pair) for label, pair in found.items()}
+        errors_of_labels = {f"{label}_rmse": rmse(*pair) for label, pair in found.items()}
         return {"log_likelihood": log_likelihood(params, found) / len(batch), **errors_of_labels}
 
     squares = LeastSquares(standardised, log_prior, ("noise",)) if noise.dof is None else None
     return Target(initial, lambda key, params: (), value_and_grad, metrics, size, potential.spec, check, squares)
 
 
+def check_labels(potential: Potential, labels: tuple[str, ...], data: Dataset) -> None:
+    """Refuse data that the potential cannot treat, or that have none of the labels; raises ``ValueError``."""
+    check_compatible(potential, data)
+    if not any(bool(getattr(data, f"has_{label}").any()) for label in labels):
+        raise ValueError(f"{data.source} has none of the labels {list(labels)} that the target compares.")
+
+
+def log_scales(noise: Noise) -> Params:
+    """Starting values of the scales that are parameters, as logarithms."""
+    scales = noise.scales if noise.learn == "exponential" else {}
+    return {k: jnp.log(jnp.asarray(v, jnp.result_type(float))) for k, v in scales.items()}
+
+
 def _errors(potential, labels, params: Params, batch: Dataset, counts) -> dict[str, tuple[Array, Array]]:
     """Prediction minus label, and its mask, for every label in use."""
-    found = residuals(potential, params["potential"], batch, counts, "stress" in labels)
-    real = (batch.system.species > 0)[..., None] & batch.has_forces[:, None, None]
-    masks = {"energy": batch.has_energy, "forces": real, "stress": batch.has_stress[:, None]}
+    found, masks = residuals(potential, params["potential"], batch, counts, "stress" in labels), label_masks(batch)
     return {label: (found[label], masks[label]) for label in labels}
 
 
-def _rmse(error: Array, mask: Array) -> Scalar:
+def label_masks(batch: Dataset) -> dict[str, Array]:
+    """Where there are labels, in shapes that broadcast to those of ``residuals``."""
+    real = (batch.system.species > 0)[..., None] & batch.has_forces[:, None, None]
+    return {"energy": batch.has_energy, "forces": real, "stress": batch.has_stress[:, None]}
+
+
+def rmse(error: Array, mask: Array) -> Scalar:
+    """Root mean square of the errors where there are labels."""
     number = jnp.broadcast_to(mask, error.shape).sum()
     return jnp.sqrt(jnp.where(mask, error**2, 0.0).sum() / jnp.maximum(number, 1))
 
 
-def _sigma(params: Params, label: str, scales: dict[str, float]) -> Array:
+def scale_of(params: Params, label: str, scales: dict[str, float]) -> Array:
     """Scale of the errors of a label: a parameter, or as expected."""
     return jnp.exp(params["noise"][label]) if label in params["noise"] else jnp.asarray(scales[label])
 
 
-def _checked_scales(noise: Noise, data: Dataset) -> dict[str, float]:
+def checked_scales(noise: Noise, data: Dataset) -> dict[str, float]:
+    """The scales in use, or ``ValueError`` for what ``force_matching`` refuses in them."""
     if noise.learn not in ("exponential", "fixed"):
         raise ValueError(f'learn must be "exponential" or "fixed". Got "{noise.learn}".')
     if wrong := {k: v for k, v in noise.scales.items() if not v > 0}:
@@ -146,9 +159,9 @@ def _checked_scales(noise: Noise, data: Dataset) -> dict[str, float]:
     return noise.scales
 
 
-def _log_scale_prior(log_scales: Params, means: dict[str, float]) -> Scalar:
+def log_scale_prior(logarithms: Params, means: dict[str, float]) -> Scalar:
     """Exponential densities of the scales σ with these means, times the Jacobian dσ/d(log σ) = σ."""
-    return sum((z - jnp.exp(z) / means[label] for label, z in log_scales.items()), jnp.zeros(()))
+    return sum((z - jnp.exp(z) / means[label] for label, z in logarithms.items()), jnp.zeros(()))
 
 
 def _log_error(error: Array, sigma: Scalar, dof: float | None) -> Array:

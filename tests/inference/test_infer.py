@@ -16,7 +16,7 @@ from bayespot.inference.optimise import optimise
 from bayespot.inference.schedules import constant, cosine, cyclical, polynomial
 from bayespot.inference.sgld import sgld
 from bayespot.inference.target import initial
-from tests.oracles.linear_model import make
+from tests.oracles.linear_model import SIGMA, WIDTH, make
 
 DATA, TARGET, MEAN, COVARIANCE = make()
 
@@ -288,3 +288,22 @@ def test_other_data_than_the_targets_are_refused(key):
     fewer = jax.tree.map(lambda x: x[:32], DATA)
     with pytest.raises(ValueError, match=r"made for 64 frames\. Got 32"):
         infer(key, sgld(TARGET, constant(1e-3)), started(1), fewer, steps=10, progress=False)
+
+
+def test_snapshots_are_the_iterates_at_the_ends_of_the_cycles(key):
+    """Against optax by hand, all data in every step."""
+    cycle = cyclical(0.2, 1e-3, length=7)
+    optimiser = optax.sgd(cycle.step_size, momentum=0.9)
+    options = {"steps": 21, "burn_in": 0, "thin": 7, "batch_size": None, "progress": False}
+    samples = infer(key, optimise(TARGET, optimiser, average=0.0), started(2), DATA, **options)
+    expected = []
+    for a in started(2)["a"]:
+        params, state = {"a": a}, optimiser.init({"a": a})
+        for step in range(21):
+            residual = DATA["y"] - DATA["x"] @ params["a"]
+            gradient = (DATA["x"].T @ residual / SIGMA**2 - params["a"] / WIDTH**2) / 64
+            updates, state = optimiser.update({"a": -gradient}, state, params)
+            params = optax.apply_updates(params, updates)
+            expected += [params["a"]] if step % 7 == 6 else []
+    np.testing.assert_allclose(samples.params["a"], np.stack(expected), rtol=1e-10)
+    assert np.ptp(samples.params["a"][:3], axis=0).min() > 1e-3  # not the same one three times
