@@ -26,6 +26,7 @@ _NAMES = {
     "potentials.teacher": "label add_noise",
     "inference.priors": "prior flat normal scaled_normal",
     "targets.force_matching": "Noise force_matching",
+    "targets.numpyro": "numpyro_target numpyro_potential site_values",
     "inference.target": "Target LeastSquares initial",
     "inference.subset": "Subset subset",
     "inference.algorithm": "Algorithm",

@@ -20,7 +20,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 QUICKLY_COMPILED = (
     "test_readme.py", "contracts/test_potentials.py", "contracts/test_observables.py", "oracles/test_classical.py",
     "potentials/test_dimenet.py", "potentials/test_descriptor_mlp.py", "potentials/test_build.py",
-    "targets/test_force_matching.py", "inference/test_laplace.py", "observables/test_structure.py",
+    "targets/test_force_matching.py", "targets/test_species_noise.py", "targets/test_numpyro.py",
+    "inference/test_laplace.py", "observables/test_structure.py",
     "simulation/test_neighbor_list.py", "simulation/test_propagate.py", "records/test_posterior.py",
     "uq/test_predict.py", "uq/test_recalibration.py", "uq/test_calculator.py", "uq/test_selection.py",
 )  # fmt: skip
