@@ -27,6 +27,7 @@ _NAMES = {
     "inference.priors": "prior flat normal scaled_normal",
     "targets.force_matching": "Noise force_matching",
     "targets.shallow_ensemble": "shallow_ensemble split_heads",
+    "targets.numpyro": "numpyro_target numpyro_potential site_values",
     "inference.target": "Target LeastSquares initial",
     "inference.subset": "Subset subset",
     "inference.algorithm": "Algorithm",

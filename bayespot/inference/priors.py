@@ -43,11 +43,11 @@ def flat() -> Prior:
     return prior(lambda name, leaf: None)
 
 
-def normal(scale: float = 1.0, skip: tuple[str, ...] = _NOT_CENTRED) -> Prior:
+def normal(scale: float | Scalar = 1.0, skip: tuple[str, ...] = _NOT_CENTRED) -> Prior:
     """Independent zero-mean normals of standard deviation ``scale`` on every parameter.
 
     Args:
-        scale: standard deviation.
+        scale: standard deviation; an array inside a numpyro model that samples it.
         skip: parameters with one of these names get none, because zero is no sensible centre for
             them: radial frequencies, mixing of species, constants of classical potentials.
     """
@@ -56,7 +56,7 @@ def normal(scale: float = 1.0, skip: tuple[str, ...] = _NOT_CENTRED) -> Prior:
     return prior(lambda name, leaf: None if _skipped(name, skip) else dist.Normal(0.0, scale))
 
 
-def scaled_normal(scale: float = 1.0, skip: tuple[str, ...] = _NOT_CENTRED) -> Prior:
+def scaled_normal(scale: float | Scalar = 1.0, skip: tuple[str, ...] = _NOT_CENTRED) -> Prior:
     """Zero-mean normals of standard deviation ``scale / √fan_in`` on matrices, ``scale`` on everything else.
 
     With it the prior over *functions* keeps its size as layers grow (Neal, *Bayesian Learning for Neural Networks*,

@@ -7,9 +7,11 @@ r"""Force matching: the posterior of a potential given energies, forces and stre
    + \sum_{\alpha\le\beta} \log p(\sigma_{m,\alpha\beta} \mid \sigma_{\theta,\alpha\beta}, \sigma_S) \Big]
 
 with Gaussian or Student-t errors. The scales σ are parameters, sampled as their logarithm with its Jacobian (after
-Thaler, Doehner and Zavadlav, J. Chem. Theory Comput. 19, 4520 (2023)). The likelihood sums over atoms and components.
+Thaler, Doehner and Zavadlav, J. Chem. Theory Comput. 19, 4520 (2023)). σ_F may differ between species: it is then that
+of atom *i*. The likelihood sums over atoms and components.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ import numpy as np
 
 from bayespot.inference.priors import Prior
 from bayespot.inference.target import LeastSquares, Target
-from bayespot.potentials.potential import Potential, check_compatible
+from bayespot.potentials.potential import Potential, check_compatible, species_index
 from bayespot.records.dataset import Dataset, flatten
 from bayespot.records.system import volume
 from bayespot.tree import replace, total
@@ -33,7 +35,9 @@ class Noise(NamedTuple):
 
     Attributes:
         energy: expected scale σ_E [eV/atom]; ``None`` ignores energies.
-        forces: σ_F of a force component [eV/Å]; ``None`` ignores forces.
+        forces: σ_F of a force component [eV/Å]; ``None`` ignores forces. A mapping from atomic numbers, such as
+            ``{8: 0.1, 14: 0.05}``, gives every species a scale of its own, also to be learned; with the same
+            expectation for all it is ``dict.fromkeys(data.species, 0.05)``.
         stress: σ_S of a stress component [eV/Å³]; ``None`` ignores stresses.
         dof: degrees of freedom of Student-t errors; ``None`` means Gaussian.
         learn: ``"exponential"`` makes each σ a parameter with an exponential prior whose mean is the expected
@@ -41,13 +45,13 @@ class Noise(NamedTuple):
     """
 
     energy: float | None = 0.005
-    forces: float | None = 0.05
+    forces: float | Mapping[int, float] | None = 0.05
     stress: float | None = None
     dof: float | None = None
     learn: str = "exponential"
 
     @property
-    def scales(self) -> dict[str, float]:
+    def scales(self) -> dict[str, float | Mapping[int, float]]:
         """The scales in use, by label."""
         return {k: v for k in ("energy", "forces", "stress") if (v := getattr(self, k)) is not None}
 
@@ -55,7 +59,7 @@ class Noise(NamedTuple):
 def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noise = Noise()) -> Target:  # noqa: B008
     """The target of ordinary, bottom-up training.
 
-    Parameters are ``{"potential": …, "noise": {"energy": log σ_E, …}}``.
+    Parameters are ``{"potential": …, "noise": {"energy": log σ_E, …}}``; per species ``{"forces": {"8": …, "14": …}}``.
 
     Args:
         potential: what is learned.
@@ -64,35 +68,35 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
         noise: scales of the label errors.
 
     Raises:
-        ValueError: if the potential does not know a species, its cutoff is longer than that of the data's neighbours,
-            a scale is not positive, or a label that has one does not occur in the data.
+        ValueError: if the potential does not know a species, its cutoff is longer than that of the data's neighbours, a
+            scale is not positive, a label that has one does not occur, or a species has none where others have.
     """
     scales = checked_scales(noise, data)
-    check = partial(check_labels, potential, tuple(scales))
+    check = partial(check_labels, potential, scales)
     check(data)
     counts, size = data.atom_counts, len(data)
 
     def initial(key: Key) -> Params:
-        return {"potential": potential.init(key), "noise": log_scales(noise)}
+        return {"potential": potential.init(key), "noise": log_scales(noise, scales)}
 
     errors = partial(_errors, potential, tuple(scales))
 
     def log_prior(params: Params) -> Scalar:
         return prior(params["potential"]) + log_scale_prior(params["noise"], scales)
 
-    def log_likelihood(params: Params, found: dict) -> Scalar:
+    def log_likelihood(params: Params, batch: Dataset, found: dict) -> Scalar:
         def score(label, error, mask):
-            return jnp.where(mask, _log_error(error, scale_of(params, label, scales), noise.dof), 0.0).sum()
+            return jnp.where(mask, _log_error(error, scale_of(params, label, scales, batch), noise.dof), 0.0).sum()
 
         return total(score(label, *pair) for label, pair in found.items())
 
     def standardised(params: Params, batch: Dataset) -> dict[str, Array]:
         found = errors(params, batch, counts).items()
-        return {k: jnp.where(m, e, 0.0) / scale_of(params, k, scales).astype(e.dtype) for k, (e, m) in found}
+        return {k: jnp.where(m, e, 0.0) / scale_of(params, k, scales, batch).astype(e.dtype) for k, (e, m) in found}
 
     def value_and_grad(key: Key, params: Params, state, batch: Dataset):
         def log_density(params):
-            likelihood = log_likelihood(params, errors(params, batch, counts))
+            likelihood = log_likelihood(params, batch, errors(params, batch, counts))
             return likelihood / len(batch) + log_prior(params) / size
 
         value, gradient = jax.value_and_grad(log_density)(params)
@@ -101,23 +105,29 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
     def metrics(params: Params, batch: Dataset) -> dict[str, Scalar]:
         found = errors(params, batch, None)
         errors_of_labels = {f"{label}_rmse": rmse(*pair) for label, pair in found.items()}
-        return {"log_likelihood": log_likelihood(params, found) / len(batch), **errors_of_labels}
+        return {"log_likelihood": log_likelihood(params, batch, found) / len(batch), **errors_of_labels}
 
     squares = LeastSquares(standardised, log_prior, ("noise",)) if noise.dof is None else None
     return Target(initial, lambda key, params: (), value_and_grad, metrics, size, potential.spec, check, squares)
 
 
-def check_labels(potential: Potential, labels: tuple[str, ...], data: Dataset) -> None:
-    """Refuse data that the potential cannot treat, or that have none of the labels; raises ``ValueError``."""
+def check_labels(potential: Potential, scales: Params, data: Dataset) -> None:
+    """Refuse data that the potential cannot treat, or that the scales do not fit; raises ``ValueError``."""
     check_compatible(potential, data)
-    if not any(bool(getattr(data, f"has_{label}").any()) for label in labels):
-        raise ValueError(f"{data.source} has none of the labels {list(labels)} that the target compares.")
+    if not any(bool(getattr(data, f"has_{label}").any()) for label in scales):
+        raise ValueError(f"{data.source} has none of the labels {list(scales)} that the target compares.")
+    own = scales.get("forces")
+    if isinstance(own, dict) and (missing := [z for z in data.species if str(z) not in own]):
+        raise ValueError(
+            f"Every species needs a scale of its forces if one has. {data.source} has the species {data.species}. "
+            f"Got scales for ({', '.join(own)}). Add {', '.join(f'{z}: …' for z in missing)} to Noise(forces=…)."
+        )
 
 
-def log_scales(noise: Noise) -> Params:
+def log_scales(noise: Noise, scales: Params) -> Params:
     """Starting values of the scales that are parameters, as logarithms."""
-    scales = noise.scales if noise.learn == "exponential" else {}
-    return {k: jnp.log(jnp.asarray(v, jnp.result_type(float))) for k, v in scales.items()}
+    learned = scales if noise.learn == "exponential" else {}
+    return jax.tree.map(lambda x: jnp.log(jnp.asarray(x, jnp.result_type(float))), learned)
 
 
 def _errors(potential, labels, params: Params, batch: Dataset, counts) -> dict[str, tuple[Array, Array]]:
@@ -138,16 +148,23 @@ def rmse(error: Array, mask: Array) -> Scalar:
     return jnp.sqrt(jnp.where(mask, error**2, 0.0).sum() / jnp.maximum(number, 1))
 
 
-def scale_of(params: Params, label: str, scales: dict[str, float]) -> Array:
-    """Scale of the errors of a label: a parameter, or as expected."""
-    return jnp.exp(params["noise"][label]) if label in params["noise"] else jnp.asarray(scales[label])
+def scale_of(params: Params, label: str, scales: Params, batch: Dataset) -> Array:
+    """Scale of the errors of a label, a parameter or as expected: one, or ``(B, N, 1)`` where species differ."""
+    known = label in params["noise"]
+    sigma = jax.tree.map(jnp.exp, params["noise"][label]) if known else jax.tree.map(jnp.asarray, scales[label])
+    if not isinstance(sigma, dict):
+        return sigma
+    index = species_index(batch.system.species, tuple(int(z) for z in sigma))  # −1, the last, for masked padding
+    return jnp.stack(list(sigma.values()))[index][..., None]
 
 
-def checked_scales(noise: Noise, data: Dataset) -> dict[str, float]:
-    """The scales in use, or ``ValueError`` for what ``force_matching`` refuses in them."""
+def checked_scales(noise: Noise, data: Dataset) -> Params:
+    """The scales in use, those of species by atomic number as text, so that the parameters tell which is whose."""
     if noise.learn not in ("exponential", "fixed"):
         raise ValueError(f'learn must be "exponential" or "fixed". Got "{noise.learn}".')
-    if wrong := {k: v for k, v in noise.scales.items() if not v > 0}:
+    if mapped := [k for k, v in noise.scales.items() if isinstance(v, Mapping) and k != "forces"]:
+        raise ValueError(f"Only forces belong to single atoms and can have a scale per species. Got one for {mapped}.")
+    if wrong := {k: v for k, v in noise.scales.items() if not all(x > 0 for x in _numbers(v))}:
         raise ValueError(f"Noise scales must be positive. Got {wrong}.")
     if not noise.scales:
         raise ValueError("Noise needs the scale of at least one label. Got none.")
@@ -156,15 +173,21 @@ def checked_scales(noise: Noise, data: Dataset) -> dict[str, float]:
             f"The data must have every label that noise has a scale for. {data.source} has no {', no '.join(missing)}. "
             f"Leave it out with Noise({missing[0]}=None, …), or tell read its name with {missing[0]}_key=…."
         )
-    return noise.scales
+    return {k: {str(z): v[z] for z in sorted(v)} if isinstance(v, Mapping) else v for k, v in noise.scales.items()}
 
 
-def log_scale_prior(logarithms: Params, means: dict[str, float]) -> Scalar:
+def _numbers(scale: float | Mapping[int, float]) -> tuple[float, ...]:
+    return tuple(scale.values()) if isinstance(scale, Mapping) else (scale,)
+
+
+def log_scale_prior(logarithms: Params, means: Params) -> Scalar:
     """Exponential densities of the scales σ with these means, times the Jacobian dσ/d(log σ) = σ."""
-    return sum((z - jnp.exp(z) / means[label] for label, z in logarithms.items()), jnp.zeros(()))
+    used = {label: means[label] for label in logarithms}
+    terms = jax.tree.map(lambda z, mean: z - jnp.exp(z) / mean, logarithms, used)
+    return sum(jax.tree.leaves(terms), jnp.zeros(()))
 
 
-def _log_error(error: Array, sigma: Scalar, dof: float | None) -> Array:
+def _log_error(error: Array, sigma: Array, dof: float | None) -> Array:
     """Log density of errors: normal, or Student-t with ``dof`` degrees of freedom."""
     import numpyro.distributions as dist
 

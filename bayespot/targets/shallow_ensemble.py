@@ -90,7 +90,7 @@ def shallow_ensemble(
     if heads < 2 or loss not in LOSSES or noise.dof is not None:
         raise ValueError(f"Need heads ≥ 2, loss one of {LOSSES}, dof None. Got {heads=}, {loss=}, dof={noise.dof}.")
     scales = checked_scales(noise, data)
-    check = partial(check_labels, potential, tuple(scales))
+    check = partial(check_labels, potential, scales)
     check(data)
     counts, size = data.atom_counts, len(data)
     own, shared = _parted(potential, readout)
@@ -98,14 +98,18 @@ def shallow_ensemble(
     def initial(key: Key) -> Params:
         one, several = jax.random.split(key)
         each = jax.vmap(potential.init)(jax.random.split(several, heads))
-        return {"potential": overlay(potential.init(one), select(each, own)), "noise": log_scales(noise)}
+        return {"potential": overlay(potential.init(one), select(each, own)), "noise": log_scales(noise, scales)}
 
     log_prior = partial(_log_prior, prior, own, shared, scales)
     predicted = partial(_predicted, potential, own, scales)
 
+    def expected_scales(batch: Dataset) -> dict[str, Array]:
+        return {k: scale_of({"noise": {}}, k, scales, batch) for k in scales}
+
     def value_and_grad(key: Key, params: Params, state, batch: Dataset):
         def density(params):
-            return _score(predicted(params, batch, counts), loss, scales) / len(batch) + log_prior(params) / size
+            found, units = predicted(params, batch, counts), expected_scales(batch) if loss == "crps" else None
+            return _score(found, units) / len(batch) + log_prior(params) / size
 
         value, gradient = jax.value_and_grad(density)(params)
         return value, gradient, state, {}
@@ -113,7 +117,7 @@ def shallow_ensemble(
     def metrics(params: Params, batch: Dataset) -> dict[str, Scalar]:
         found = predicted(params, batch, None)
         of_labels = {f"{label}_rmse": rmse(error, mask) for label, (error, _, mask) in found.items()}
-        return {"log_likelihood": _score(found, "nll", scales) / len(batch), **of_labels}
+        return {"log_likelihood": _score(found) / len(batch), **of_labels}
 
     spec = {"name": NAME, "potential": potential.spec, "readout": list(own), "heads": heads}
     return Target(initial, lambda key, params: (), value_and_grad, metrics, size, spec, check)
@@ -125,7 +129,7 @@ def _log_prior(prior: Prior, own: tuple[str, ...], shared: tuple[str, ...], scal
 
 
 def _predicted(
-    potential: Potential, own: tuple[str, ...], scales: dict[str, float], params: Params, batch: Dataset, counts
+    potential: Potential, own: tuple[str, ...], scales: Params, params: Params, batch: Dataset, counts
 ) -> dict[str, tuple[Array, Array, Array]]:
     """Error of the mean, spread and mask of every label in use."""
 
@@ -133,16 +137,18 @@ def _predicted(
         return residuals(potential, overlay(params["potential"], head), batch, counts, "stress" in scales)
 
     errors, masks = jax.vmap(member)(select(params["potential"], own)), label_masks(batch)
-    floor = {k: scale_of(params, k, scales).astype(errors[k].dtype) for k in scales}
+    floor = {k: scale_of(params, k, scales, batch).astype(errors[k].dtype) for k in scales}
     spread = {k: jnp.sqrt(errors[k].var(0, ddof=1) + floor[k] ** 2) for k in scales}
     return {k: (errors[k].mean(0), spread[k], masks[k]) for k in scales}
 
 
-def _score(found: dict[str, tuple[Array, Array, Array]], loss: str, scales: dict[str, float]) -> Scalar:
-    """Sum over all labels, the higher the better."""
-    rule = log_density if loss == "nll" else negative_crps
-    unit = {k: 1.0 if loss == "nll" else v for k, v in scales.items()}
-    return total(jnp.where(m, rule(e, s), 0.0).sum() / unit[k] for k, (e, s, m) in found.items())
+def _score(found: dict[str, tuple[Array, Array, Array]], units: dict[str, Array] | None = None) -> Scalar:
+    """Sum over all labels, the higher the better: log densities, or with units −CRPS in them."""
+
+    def rule(label: str, error: Array, spread: Array) -> Array:
+        return log_density(error, spread) if units is None else negative_crps(error, spread) / units[label]
+
+    return total(jnp.where(mask, rule(k, e, s), 0.0).sum() for k, (e, s, mask) in found.items())
 
 
 def _parted(potential: Potential, readout: Free) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -52,7 +52,7 @@ class Comparison(NamedTuple):
     Attributes:
         error: label minus posterior mean, ``(n,)``.
         spread: epistemic variance of a further draw, 1 + 1/S times that of the samples, ``(n,)``.
-        noise: variance of the label noise.
+        noise: variance of the label noise, ``(n,)``.
         samples: effective number S of independent samples.
         frame: number of the frame, ``(n,)``.
         mask: which entries of the data set's array have a label.
@@ -60,7 +60,7 @@ class Comparison(NamedTuple):
 
     error: np.ndarray
     spread: np.ndarray
-    noise: float
+    noise: np.ndarray
     samples: float
     frame: np.ndarray
     mask: np.ndarray
@@ -74,16 +74,18 @@ def compare(prediction: Prediction, data: Dataset, quantity: str, noise: float |
         raise ValueError(f"Need a quantity with labels in {data.source}, one of {sorted(found)}. Got {quantity!r}.")
     difference, mask = found[quantity]
     epistemic, known, samples = variances(prediction, data, quantity, noise)
-    spread = epistemic * (1.0 + 1.0 / samples)
-    if not (spread[mask] + known > 0).all():
+    spread, known = epistemic[mask] * (1.0 + 1.0 / samples), np.broadcast_to(known, mask.shape)[mask]
+    if not (spread + known > 0).all():
         raise ValueError(f"Every predicted standard deviation of {quantity} must be positive. Got zeros or NaN.")
-    return Comparison(-difference[mask], spread[mask], known, samples, np.nonzero(mask)[0], mask)
+    return Comparison(-difference[mask], spread, known, samples, np.nonzero(mask)[0], mask)
 
 
 def variances(
     prediction: Prediction, data: Dataset, quantity: str, noise: float | None = None
-) -> tuple[np.ndarray, float, float]:
+) -> tuple[np.ndarray, np.ndarray | float, float]:
     """Epistemic variance, shaped as the quantity (energies per atom), that of the label noise, and effective S (host).
+
+    The variance of the noise is one number, or ``(M, N, 1)`` of forces whose noise differs between species.
 
     Raises:
         ValueError: for noise that neither the samples carry nor the argument tells; for chains of several draws
@@ -91,10 +93,11 @@ def variances(
     """
     if noise is None and quantity not in prediction.noise:
         raise ValueError(
-            f"The samples do not carry the noise of {quantity} labels (it was fixed, or they come from elsewhere). "
+            f"The samples do not carry the noise of {quantity} labels (it was fixed, they come from elsewhere, or the "
+            "noise of other species was learned). "
             "Pass its standard deviation as noise=…, or noise=0.0 for exact labels."
         )
-    known = float(prediction.noise[quantity] if noise is None else noise) ** 2
+    known = np.asarray(prediction.noise[quantity] if noise is None else noise, np.float64) ** 2
     variance, samples = _epistemic(prediction, quantity)
     if quantity == "energy":
         variance = variance / np.maximum(data.atom_counts, 1) ** 2

@@ -17,7 +17,7 @@ import numpy as np
 
 from bayespot.batching import default_batch_size, over_batches
 from bayespot.errors import FailedSamples, Status, listed
-from bayespot.potentials.potential import Potential, check_compatible, energy_forces_stress
+from bayespot.potentials.potential import Potential, check_compatible, energy_forces_stress, species_index
 from bayespot.records.dataset import Dataset
 from bayespot.records.posterior import PosteriorSamples, check_spec, weights
 from bayespot.tree import concatenate, length, record, take
@@ -41,7 +41,8 @@ class Prediction:
             (``ddof=1``), same shapes and units as the means. All samples count alike, also those of one chain;
             ``z_scores`` and all that builds on it compare different chains.
         noise: standard deviation of the label noise, root mean square over the samples, by name: ``"energy"``
-            [eV/atom], ``"forces"`` [eV/Å], ``"stress"`` [eV/Å³]; only what the samples carry.
+            [eV/atom], ``"forces"`` [eV/Å], ``"stress"`` [eV/Å³]; only what the samples carry. Forces whose noise
+            differs between species have it by atom, ``(M, N, 1)``, 0 for padding.
         members: the predictions of each sample by name, ``"energy" (S, M)`` and so on.
         log_weight: of the samples, ``(S,)``.
         chain: of the samples, ``(S,)``.
@@ -53,7 +54,7 @@ class Prediction:
     energy_uncertainty: Float[Array, "M"]
     forces_uncertainty: Float[Array, "M N 3"]
     stress_uncertainty: Float[Array, "M 3 3"]
-    noise: dict[str, Float[Array, ""]]
+    noise: dict[str, Float[Array, "..."]]
     members: dict[str, Float[Array, "S ..."]]
     log_weight: Float[Array, "S"]
     chain: Int[Array, "S"]
@@ -81,15 +82,27 @@ def predict(
     members = {"energy": energy, "forces": force, "stress": stress}
     weight = weights(samples)
     moments = {name: _moments(y, weight) for name, y in members.items()}
-    noise = samples.params.get("noise", {})
+    noise = {k: _noise(x, weight, data) for k, x in samples.params.get("noise", {}).items()}
     return Prediction(
         **{name: mean for name, (mean, _) in moments.items()},
         **{f"{name}_uncertainty": std for name, (_, std) in moments.items()},
-        noise={name: jnp.sqrt(weight @ jnp.exp(2 * jnp.asarray(log))) for name, log in noise.items()},
+        noise={name: sigma for name, sigma in noise.items() if sigma is not None},
         members=members,
         log_weight=samples.log_weight,
         chain=samples.chain,
     )
+
+
+def _noise(log_scales, weight: Float[Array, "S"], data: Dataset) -> Array | None:
+    """Root mean square of a noise scale, one or by atom ``(M, N, 1)``; ``None`` if a species of ``data`` has none."""
+    sigma = jax.tree.map(lambda log: jnp.sqrt(weight @ jnp.exp(2 * jnp.asarray(log))), log_scales)
+    if not isinstance(sigma, dict):
+        return sigma
+    if not {str(z) for z in data.species} <= set(sigma):
+        return None
+    index = species_index(data.system.species, tuple(int(z) for z in sigma))
+    by_atom = jnp.stack(list(sigma.values()))[index]
+    return jnp.where(data.system.species > 0, by_atom, 0.0)[..., None]
 
 
 def check_samples(samples: PosteriorSamples, potential: Potential) -> None:

@@ -125,7 +125,7 @@ def _curve(compared: Comparison, place: np.ndarray, draws: np.ndarray, of_label)
         return of_label(compared.error / scale, scale, freedom)
 
     columns = np.stack([at(a) for a in np.exp(LOG_ALPHA)], 1)
-    nothing = at(0.0) if compared.noise > 0 else np.full(len(place), np.nan)
+    nothing = at(0.0) if (compared.noise > 0).all() else np.full(len(place), np.nan)
     sums = frame_sums(np.column_stack([columns, nothing]), place, draws.shape[1])
     totals = draws @ sums
     return totals[:, :-1], totals[:, -1]
