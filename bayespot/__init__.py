@@ -24,7 +24,7 @@ _NAMES = {
     "potentials.scale_shift": "scale_shift",
     "potentials.combination": "combination",
     "potentials.teacher": "label add_noise",
-    "inference.priors": "prior flat normal scaled_normal",
+    "inference.priors": "prior flat normal scaled_normal scaled_student_t",
     "targets.force_matching": "Noise force_matching",
     "targets.shallow_ensemble": "shallow_ensemble split_heads",
     "targets.numpyro": "numpyro_target numpyro_potential site_values",

@@ -26,6 +26,9 @@ from bayespot.uq.predict import Prediction
 COMPONENTS = 1000
 """At most so many components of a quantity are looked at, evenly spread; force components are many and alike."""
 
+TOLERATED = 1.2
+"""Sampled variance over the posterior's, 10 % of the standard deviation, up to which nobody is told to act."""
+
 
 @record(static=("quantity", "rhat", "ess_bulk", "ess_tail", "mcse", "between", "components"))
 class Row:
@@ -69,7 +72,10 @@ class Diagnosis:
 
 
 def diagnose(
-    samples: PosteriorSamples, values: Prediction | Mapping[str, Float[Array, "S ..."]], level: float = 0.95
+    samples: PosteriorSamples,
+    values: Prediction | Mapping[str, Float[Array, "S ..."]],
+    level: float = 0.95,
+    inflation: Float[np.ndarray, "k"] | None = None,
 ) -> Diagnosis:
     """Judge whether chains have converged, by what they predict.
 
@@ -78,6 +84,8 @@ def diagnose(
         values: a ``Prediction`` by these samples, or arrays with the leading axis of the samples by name, e.g.
             observables ``{"pressure": observed.value.mean(1)}``.
         level: of the interval that is meant to be read off; its ends need an effective sample size of 2/(1 − level).
+        inflation: from ``variance_inflation`` for the sampler's step and minibatch. Chains that agree may all be too
+            wide by the noise of minibatches, which no comparison of chains shows; the verdict then says by how much.
 
     Raises:
         ValueError: for fewer than two chains, fewer than eight draws of each, no values, or values that are not
@@ -91,7 +99,23 @@ def diagnose(
     if not rows:
         raise ValueError("diagnose needs at least one quantity that varies. Got none.")
     table = by_chain(samples, np.zeros(len(samples)))
-    return Diagnosis(rows, table.shape[0], table.shape[1], _verdict(rows, table.shape[0], level))
+    verdict = _verdict(rows, table.shape[0], level)
+    if inflation is not None:
+        verdict += " " + _bias(np.asarray(inflation))
+    return Diagnosis(rows, table.shape[0], table.shape[1], verdict)
+
+
+def _bias(inflation: np.ndarray) -> str:
+    """A sentence on the worst direction; those without a spread to compare with are NaN."""
+    if np.isnan(inflation).all():
+        return "How much minibatches widen the posterior is not known: the point it was measured at is no mode."
+    worst = float(np.nanmax(inflation))
+    if worst <= TOLERATED:
+        return f"Minibatches and step size make variances {worst:.2f} times the posterior's at most."
+    return (
+        f"But minibatches and step size make the variance along the worst direction {worst:.3g} times the posterior's. "
+        "Take smaller steps (largest_step), larger minibatches, or control_variates."
+    )
 
 
 def _arrays(values: Prediction | Mapping) -> dict[str, np.ndarray]:

@@ -63,3 +63,16 @@ def test_only_what_moves_and_is_finite_counts():
     ensemble = as_samples({"a": jnp.zeros(8)}, {})
     with pytest.raises(ValueError, match="at least 2 chains of 8 draws"):
         diagnose(ensemble, {"energy": np.arange(8.0)})
+
+
+def test_the_verdict_tells_what_agreement_of_chains_cannot():
+    samples, values = chains()
+    for inflation, said in (
+        ([1.02, np.nan, 1.1], "1.10 times the posterior's at most"),
+        ([1.02, 3.5], "But minibatches and step size make the variance along the worst direction 3.5 times"),
+        ([1.0, np.inf], "inf times"),
+        ([np.nan], "not known"),
+    ):
+        verdict = diagnose(samples, values, inflation=np.array(inflation)).verdict
+        assert verdict.startswith("No sign of trouble")
+        assert said in verdict
