@@ -84,16 +84,24 @@ def _told(info: Any) -> dict[str, Array]:
 
 
 def nuts(
-    target: Target, data: Batch, *, warm_up: int = 500, temperature: float = 1.0, acceptance: float = 0.8
+    target: Target,
+    data: Batch,
+    *,
+    warm_up: int = 500,
+    temperature: float = 1.0,
+    acceptance: float = 0.8,
+    dense: bool = False,
 ) -> Algorithm:
     """No-U-turn sampler with Stan's window adaptation: the reference for small problems.
 
     Args:
         target: without a random or changing state.
         data: the training data, all of which every step sees.
-        warm_up: steps of adaptation of step size and diagonal mass, before the first step and without progress bar.
+        warm_up: steps of adaptation of step size and mass, before the first step and without progress bar.
         temperature: of the posterior.
         acceptance: target acceptance rate.
+        dense: a full mass matrix instead of a diagonal one; shortens trajectories where parameters are correlated, and
+            asks for a warm-up of several times their number.
 
     Raises:
         ValueError: for data that the target was not made for.
@@ -103,7 +111,7 @@ def nuts(
     """
     import blackjax
 
-    return _adapted(blackjax.nuts, target, data, warm_up, temperature, acceptance)
+    return _adapted(blackjax.nuts, target, data, warm_up, temperature, acceptance, dense)
 
 
 def hmc(
@@ -114,6 +122,7 @@ def hmc(
     warm_up: int = 500,
     temperature: float = 1.0,
     acceptance: float = 0.8,
+    dense: bool = False,
 ) -> Algorithm:
     """Hamiltonian Monte Carlo, adapted like ``nuts``; arguments as there.
 
@@ -122,14 +131,16 @@ def hmc(
     """
     import blackjax
 
-    return _adapted(blackjax.hmc, target, data, warm_up, temperature, acceptance, num_integration_steps=length)
+    return _adapted(blackjax.hmc, target, data, warm_up, temperature, acceptance, dense, num_integration_steps=length)
 
 
-def _adapted(family, target: Target, data: Batch, warm_up, temperature, acceptance, **settings) -> Algorithm:
+def _adapted(family, target: Target, data: Batch, warm_up, temperature, acceptance, dense, **settings) -> Algorithm:
     import blackjax
 
     density = full_log_density(target, data, temperature)
-    adaptation = blackjax.window_adaptation(family, density, target_acceptance_rate=acceptance, **settings)
+    adaptation = blackjax.window_adaptation(
+        family, density, is_mass_matrix_diagonal=not dense, target_acceptance_rate=acceptance, **settings
+    )
     kernel = family.build_kernel()
 
     def init(key: Key, params: Params) -> KernelState:

@@ -1,5 +1,7 @@
 """blackjax's kernels under the library's contract, against the exact posterior."""
 
+from functools import partial
+
 import blackjax
 import jax
 import jax.numpy as jnp
@@ -27,13 +29,13 @@ def draws(algorithm, chains=8, steps=1000, batch_size=None, **options):
 
 
 @pytest.mark.parametrize(
-    "name", ["nuts", pytest.param("hmc", marks=pytest.mark.slow), pytest.param("mclmc", marks=pytest.mark.slow)]
+    "name", ["nuts", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nuts, dense", "hmc", "mclmc"))]
 )
 def test_full_batch_references_sample_the_cold_posterior(name):
     # 8 chains × 100 draws, 10 steps apart: independent, or nearly so for MCLMC, whose discretisation adds some bias.
     # Error of a variance 5 %: 20 % are four of them.
-    algorithm = {"nuts": nuts, "hmc": hmc, "mclmc": mclmc}[name](TARGET, DATA, warm_up=300, temperature=0.25)
-    samples = draws(algorithm)
+    makes = {"nuts": nuts, "nuts, dense": partial(nuts, dense=True), "hmc": hmc, "mclmc": mclmc}
+    samples = draws(makes[name](TARGET, DATA, warm_up=300, temperature=0.25))
     x = np.asarray(samples.params["a"])
     np.testing.assert_allclose(x.var(0), 0.25 * np.diag(COVARIANCE), rtol=0.2)
     np.testing.assert_array_less(np.abs(x.mean(0) - MEAN), 5 * np.sqrt(0.25 * np.diag(COVARIANCE) / 800))
