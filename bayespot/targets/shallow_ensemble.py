@@ -182,14 +182,20 @@ def split_heads(samples: PosteriorSamples) -> PosteriorSamples:
         ``S × H`` samples, each a full set of the potential's parameters; every member counts as a chain of its own.
 
     Raises:
-        ValueError: for samples of anything else.
+        ValueError: for samples of anything else, and for heads that are all alike.
     """
     spec = json.loads(samples.spec or "{}")
     if spec.get("name") != NAME:
         raise ValueError(f"The samples must be those of a shallow_ensemble. Got those of {spec.get('name')!r}.")
     heads, number = spec["heads"], len(samples)
-    repeated = take(samples, np.repeat(np.arange(number), heads))
     own = select(samples.params["potential"], tuple(spec["readout"]))
+    differ = [np.ptp(np.asarray(x), axis=1).reshape(number, -1).any(1) for x in jax.tree.leaves(own)]
+    if not np.any(differ, axis=0).all():
+        raise ValueError(
+            "The heads of a shallow ensemble must differ. Got some that are all alike: their read-out starts from the "
+            f"same values, whatever the key. Choose other leaves than {', '.join(spec['readout'])}."
+        )
+    repeated = take(samples, np.repeat(np.arange(number), heads))
     apart = jax.tree.map(lambda x: x.reshape(number * heads, *x.shape[2:]), own)
     params = {**repeated.params, "potential": overlay(repeated.params["potential"], apart)}
     chain = heads * repeated.chain + jnp.tile(jnp.arange(heads), number)
