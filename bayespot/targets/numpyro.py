@@ -8,6 +8,7 @@ for a minibatch of *n* out of *N* frames. The parameters :math:`z` live in numpy
 site is sampled as its logarithm, with its Jacobian (Phan, Pradhan and Jankowiak, arXiv:1912.11554 (2019)).
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from typing import Any
@@ -31,6 +32,7 @@ from bayespot.typing import Key, Params, PyTree, Scalar
 Model = Callable[[Any], Any]
 """``batch → anything``, with numpyro's statements inside."""
 
+_NOISE = r"noise/(energy|forces(/\d+)?|stress)"
 _Sites = dict[str, dict[str, Any]]
 
 
@@ -68,8 +70,8 @@ def numpyro_target(model: Model, data: Batch, *, start: Mapping[str, PyTree] | N
     """The posterior of a numpyro model.
 
     Parameters are a nested dictionary of the latent sites, without constraints; a slash in a site's name opens a
-    level. Sites ``"noise/energy"``, ``"noise/forces"`` and ``"noise/stress"`` are the scales of label noise that
-    ``predict`` reads [eV/atom, eV/Å, eV/Å³]: positive, sampled as log σ.
+    level. Sites ``"noise/energy"``, ``"noise/forces"`` (or, by species, ``"noise/forces/8"``, …) and ``"noise/stress"``
+    are the scales of label noise that ``predict`` reads [eV/atom, eV/Å, eV/Å³]: positive, sampled as log σ.
 
     **What is scaled.** Observed sites and ``numpyro.factor`` count as likelihood of the batch, latent sites as prior;
     the first get the factor N/n. So the model says nothing of N: no ``handlers.scale`` and no subsampling plate, whose
@@ -315,9 +317,10 @@ def _check_site(name: str, site: dict[str, Any]) -> None:
         raise ValueError(f"Latent sites must be continuous. Got {name}, which is discrete. Sum over its values.")
     if name.split("/")[0] == "noise":
         positive = isinstance(dist.biject_to(support), dist.transforms.ExpTransform)
-        if name == "noise" or not positive or site["fn"].shape():
+        if not re.fullmatch(_NOISE, name) or not positive or site["fn"].shape():
             raise ValueError(
-                f"Sites noise/… hold label noise: each one positive number, sampled as its logarithm. Got {name}. "
+                "Sites noise/energy, noise/forces, noise/forces/8 (by species) and noise/stress hold label noise: each "
+                f"one positive number, sampled as its logarithm. Got {name}. "
                 "Give it another name, or a distribution such as HalfNormal, Exponential or LogNormal."
             )
 

@@ -84,8 +84,7 @@ def shallow_ensemble(
             by the log density in both cases.
 
     Raises:
-        ValueError: as ``force_matching``; for fewer than two heads, another loss, Student-t errors, or a read-out that
-            is no part of the parameters.
+        ValueError: as ``force_matching``; for fewer than two heads, another loss, Student-t errors, or no read-out.
     """
     if heads < 2 or loss not in LOSSES or noise.dof is not None:
         raise ValueError(f"Need heads ≥ 2, loss one of {LOSSES}, dof None. Got {heads=}, {loss=}, dof={noise.dof}.")
@@ -103,13 +102,10 @@ def shallow_ensemble(
     log_prior = partial(_log_prior, prior, own, shared, scales)
     predicted = partial(_predicted, potential, own, scales)
 
-    def expected_scales(batch: Dataset) -> dict[str, Array]:
-        return {k: scale_of({"noise": {}}, k, scales, batch) for k in scales}
-
     def value_and_grad(key: Key, params: Params, state, batch: Dataset):
         def density(params):
-            found, units = predicted(params, batch, counts), expected_scales(batch) if loss == "crps" else None
-            return _score(found, units) / len(batch) + log_prior(params) / size
+            units = {k: scale_of({"noise": {}}, k, scales, batch) for k in scales} if loss == "crps" else None
+            return _score(predicted(params, batch, counts), units) / len(batch) + log_prior(params) / size
 
         value, gradient = jax.value_and_grad(density)(params)
         return value, gradient, state, {}

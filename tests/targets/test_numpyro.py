@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
+from numpyro.infer.util import potential_energy
 from scipy import stats
 
 from bayespot import units
@@ -194,6 +195,26 @@ def test_constraints_have_their_jacobian():
     np.testing.assert_allclose(back["p"][0], [q, 1 - q], rtol=1e-12)
 
 
+def test_value_and_gradient_are_those_of_numpyro_itself(key):
+    """Its ``potential_energy`` of all data, for sites of many shapes and supports, in plates, and partly masked."""
+
+    def many(batch):
+        numpyro.sample("vector", dist.Normal().expand([2, 3]).to_event(1))
+        with numpyro.plate("species", 4):
+            scale = numpyro.sample("scale", dist.Gamma(2.0, 3.0))
+        shift = numpyro.sample("shift", dist.Uniform(-1.0, 2.0))
+        numpyro.sample("correlation", dist.LKJCholesky(3, 2.0))
+        numpyro.sample("truncated", dist.TruncatedNormal(0.0, 1.0, low=-1.0, high=shift + 1.5))
+        with numpyro.plate("frames", len(batch["y"])), handlers.mask(mask=batch["y"] > 0):
+            numpyro.sample("y", dist.StudentT(4.0, shift + batch["x"][:, 0], scale[1]), obs=batch["y"])
+
+    target = numpyro_target(many, LINEAR)
+    params = elsewhere(jax.jit(target.initial)(key))
+    found = jax.jit(target.value_and_grad)(jax.random.key(1), params, (), LINEAR)[:2]
+    expected = jax.jit(jax.value_and_grad(lambda p: -potential_energy(many, (LINEAR,), {}, p) / 32))(params)
+    close(found, expected, rtol=1e-9)
+
+
 def test_the_prior_of_the_weights_may_have_parameters(key):
     def hierarchical(batch):
         scale = numpyro.sample("scale", dist.HalfNormal(1.0))
@@ -273,6 +294,10 @@ def positive(batch):
     numpyro.sample("noise/forces", dist.HalfNormal(1.0))
 
 
+def unknown_noise(batch):
+    numpyro.sample("noise/energy/8", dist.HalfNormal(1.0))
+
+
 def shifted_noise(batch):
     numpyro.sample("noise/forces", dist.Uniform(0.0, 1.0))
 
@@ -291,6 +316,7 @@ def two_levels(batch):
         (unsampled, {}, "need a prior. Got param a"),
         (improper, {}, 'improper site a.*Give start={"a": …}'),
         (shifted_noise, {}, "one positive number, sampled as its logarithm. Got noise/forces"),
+        (unknown_noise, {}, "Got noise/energy/8"),
         (two_levels, {}, "Got a and a/b"),
         (fixed_plate, {}, "a plate of frames needs the size of the batch"),
         (outer_product, {}, "same number of terms for every frame. Got more than that for y"),
