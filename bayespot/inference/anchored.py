@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.inference.target import Batch, Target, TargetState
+from bayespot.inference.target import Batch, LeastSquares, Target, TargetState
 from bayespot.tree import length, name_of, noise, total
 from bayespot.typing import Array, Int, Key, Params, PyTree, Scalar
 
@@ -73,10 +73,10 @@ def anchored(
     if squares is None:
         raise ValueError(
             "An anchored ensemble needs a target with Gaussian errors (its least_squares). Got one without. "
-            "Use Noise(dof=None)."
+            "Use force_matching with Noise(dof=None)."
         )
     precision = partial(_precision, squares.log_prior, squares.scales)
-    _check_prior(precision, jax.eval_shape(target.initial, jax.random.key(0)))
+    _check_prior(squares, precision, jax.eval_shape(target.initial, jax.random.key(0)))
 
     def check(data: Batch) -> None:
         target.check(data)
@@ -125,27 +125,36 @@ def _inner(one: PyTree, other: PyTree) -> Scalar:
 def _precision(log_prior: Callable, scales: tuple[str, ...], params: Params, direction: Params) -> Params:
     """−∇² log prior times a direction, without the scales of the errors, whose prior is no Gaussian."""
     _, curvature = jax.jvp(jax.grad(log_prior), (params,), (direction,))
-
-    def without_scales(path, leaf):
-        return jnp.zeros_like(leaf) if name_of(path).split("/")[0] in scales else -leaf
-
-    return jax.tree_util.tree_map_with_path(without_scales, curvature)
+    return jax.tree.map(jnp.negative, _without(scales, curvature))
 
 
-def _check_prior(precision: Callable, shapes: Params) -> None:
-    """Refuse priors whose second derivatives depend on the place, couple parameters, or are of the wrong sign."""
+def _without(scales: tuple[str, ...], params: Params) -> Params:
+    """The tree with zeros for the scales of the errors."""
+
+    def rest(path, leaf):
+        return jnp.zeros_like(leaf) if name_of(path).split("/")[0] in scales else leaf
+
+    return jax.tree_util.tree_map_with_path(rest, params)
+
+
+def _check_prior(squares: LeastSquares, precision: Callable, shapes: Params) -> None:
+    """Refuse priors whose slopes at opposite points, near and far, are not those of independent Gaussians."""
+
+    def slope(params):
+        return _without(squares.scales, jax.grad(squares.log_prior)(params))
 
     @jax.jit
-    def deviation(keys):
-        here, there, direction = (noise(k, shapes) for k in keys)
-        diagonal = precision(here, jax.tree.map(jnp.ones_like, here))
+    def gaussian(place):
+        opposite = jax.tree.map(jnp.negative, place)
+        diagonal = precision(place, jax.tree.map(jnp.ones_like, place))
         same = jax.tree.map(
-            lambda p, v, found: ((p >= 0) & (jnp.abs(p * v - found) <= 1e-4 * jnp.abs(found))).all(),
-            diagonal, direction, precision(there, direction),
+            lambda p, x, a, b: ((p >= 0) & (jnp.abs(2 * p * x + a - b) <= 1e-4 * (jnp.abs(a) + jnp.abs(b)))).all(),
+            diagonal, place, slope(place), slope(opposite),
         )  # fmt: skip
         return jnp.stack(jax.tree.leaves(same)).all()
 
-    if not deviation(jax.random.split(jax.random.key(0), 3)):
+    near = noise(jax.random.key(0), shapes)
+    if not (gaussian(near) and gaussian(jax.tree.map(lambda x: 1000 * x, near))):
         raise ValueError(
             "An anchored ensemble needs a prior that is Gaussian, and independent from parameter to parameter. "
             "Got another one. Use normal(…) or scaled_normal(…)."

@@ -127,9 +127,11 @@ def check_spec(samples: PosteriorSamples, spec: Spec) -> None:
     """Refuse samples of another potential (host); samples without a specification fit every one.
 
     Raises:
-        ValueError: naming the first difference between the specifications.
+        ValueError: naming the first difference between the specifications, or for a shallow ensemble in one piece.
     """
     own = json.loads(samples.spec or "{}")
+    if own.get("name") == "shallow_ensemble":
+        raise ValueError("Heads of a shallow ensemble must be apart from each other. Use split_heads(samples).")
     if own and (difference := _difference(own, json.loads(json.dumps(spec)))):
         raise ValueError(
             f"The samples must belong to the potential. Got specifications that differ: {difference}. "

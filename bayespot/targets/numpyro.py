@@ -8,6 +8,7 @@ for a minibatch of *n* out of *N* frames. The parameters :math:`z` live in numpy
 site is sampled as its logarithm, with its Jacobian (Phan, Pradhan and Jankowiak, arXiv:1912.11554 (2019)).
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from typing import Any
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from jax.core import Tracer
 from numpyro import handlers
 
 from bayespot.inference.priors import Prior
@@ -30,6 +32,7 @@ from bayespot.typing import Key, Params, PyTree, Scalar
 Model = Callable[[Any], Any]
 """``batch → anything``, with numpyro's statements inside."""
 
+_NOISE = r"noise/(energy|forces(/\d+)?|stress)"
 _Sites = dict[str, dict[str, Any]]
 
 
@@ -67,8 +70,8 @@ def numpyro_target(model: Model, data: Batch, *, start: Mapping[str, PyTree] | N
     """The posterior of a numpyro model.
 
     Parameters are a nested dictionary of the latent sites, without constraints; a slash in a site's name opens a
-    level. Sites ``"noise/energy"``, ``"noise/forces"`` and ``"noise/stress"`` are the scales of label noise that
-    ``predict`` reads [eV/atom, eV/Å, eV/Å³]: positive, sampled as log σ.
+    level. Sites ``"noise/energy"``, ``"noise/forces"`` (or, by species, ``"noise/forces/8"``, …) and ``"noise/stress"``
+    are the scales of label noise that ``predict`` reads [eV/atom, eV/Å, eV/Å³]: positive, sampled as log σ.
 
     **What is scaled.** Observed sites and ``numpyro.factor`` count as likelihood of the batch, latent sites as prior;
     the first get the factor N/n. So the model says nothing of N: no ``handlers.scale`` and no subsampling plate, whose
@@ -76,16 +79,17 @@ def numpyro_target(model: Model, data: Batch, *, start: Mapping[str, PyTree] | N
     weights is, as the prior of ``numpyro_potential``.
 
     Args:
-        model: ``model(batch)``; its latent sites must not depend on the number of frames. Latent sites within
-            ``numpyro.contrib.control_flow`` are not supported.
+        model: ``model(batch)``, for any number of frames; its latent sites must not depend on that number, nor lie
+            within ``numpyro.contrib.control_flow``.
         data: training data, a ``Dataset`` or any tree with frames as its leading axis; ``infer`` draws the minibatches.
         start: values of sites, by name and with their constraints, that chains start from, e.g.
             ``{"noise/forces": 0.05}``. Other sites start from a draw of their prior, the potential from its ``init``.
 
     Raises:
         ValueError: for discrete latent sites, ``numpyro.param`` (also within ``random_flax_module``), subsampling,
-            sites or scales that depend on the number of frames, an unknown name in ``start`` or an improper site that
-            is not in it, a scale under ``noise`` that is not one positive number, or data unfit for the potential.
+            sites or scales that depend on the number of frames, terms that grow faster than it, an unknown name
+            or a forbidden value in ``start`` or an improper site that is not in it, a scale under ``noise`` that is not
+            one positive number, or data unfit for the potential. Other errors of the model itself pass, with a note.
 
     Example::
 
@@ -94,14 +98,14 @@ def numpyro_target(model: Model, data: Batch, *, start: Mapping[str, PyTree] | N
             sigma = numpyro.sample("noise/forces", dist.HalfNormal(0.1))
             evaluate = jax.vmap(bp.energy_and_forces(potential), (None, 0, 0))
             _, forces = evaluate(params, batch.system, batch.neighbors)
-            real = (batch.system.species > 0)[..., None]
+            real = (batch.system.species > 0)[..., None] & batch.has_forces[:, None, None]
             numpyro.sample("forces", dist.Normal(forces, sigma).mask(real), obs=batch.forces)
 
         target = bp.numpyro_target(model, data, start={"noise/forces": 0.05})
     """
     start, size = dict(start or {}), length(data)
     potential = _checked(model, data, start)
-    one = _first(data, 1)
+    one = _some(data, 1)
 
     def initial(key: Key) -> Params:
         latent = _latent(_drawn(model, key, start, one))
@@ -139,13 +143,16 @@ def site_values(model: Model, samples: PosteriorSamples, data: Batch) -> dict[st
 
     Returns:
         Nested like ``samples.params``, every array with the leading axis ``S``.
+
+    Raises:
+        ValueError: for samples that lack a site of the model.
     """
 
     def values(params: Params, batch: Batch) -> dict[str, Any]:
         latent = _latent(_substituted(model, params, batch)[0])
         return _nested({name: site["value"] for name, site in latent.items()})
 
-    return jax.jit(jax.vmap(values, (0, None)))(samples.params, _first(data, 1))
+    return jax.jit(jax.vmap(values, (0, None)))(samples.params, _some(data, 1))
 
 
 def _log_densities(model: Model, params: Params, batch: Batch) -> tuple[Scalar, Scalar]:
@@ -170,7 +177,7 @@ def _substituted(model: Model, params: Params, batch: Batch) -> tuple[_Sites, Sc
     def value(site: dict[str, Any]) -> PyTree:
         if site["type"] != "sample" or site["is_observed"]:
             return None
-        z = reduce(lambda tree, level: tree[level], site["name"].split("/"), params)
+        z = _at(params, site["name"])
         if isinstance(site["fn"], _Weights):
             return z
         transform = dist.biject_to(site["fn"].support)
@@ -182,24 +189,28 @@ def _substituted(model: Model, params: Params, batch: Batch) -> tuple[_Sites, Sc
     return sites, sum(jacobians, jnp.zeros((), jnp.result_type(float)))
 
 
+def _at(params: Params, name: str) -> PyTree:
+    """The parameters of a site."""
+    try:
+        return reduce(lambda tree, level: tree[level], name.split("/"), params)
+    except KeyError:
+        raise ValueError(
+            f"Parameters must hold every latent site of the model. Got {sorted(params)}, without {name}. "
+            "Take those of its own target: initial(key, target, chains=…), or samples drawn from it."
+        ) from None
+
+
 def _drawn(model: Model, key: Key, start: dict[str, PyTree], batch: Batch) -> _Sites:
     """The model's sites, at ``start`` where it has a value and drawn from their priors elsewhere."""
 
     def value(site: dict[str, Any]) -> PyTree:
         _check_site(site["name"], site)  # here, before numpyro draws indices or discrete values
-        if site["name"] not in start and _improper(site):
-            raise ValueError(
-                f"Chains need a starting point. Got the improper site {site['name']}, which cannot be drawn. "
-                f'Give start={{"{site["name"]}": …}}.'
-            )
+        if site["type"] != "sample" or site["is_observed"]:
+            return None
+        _check_start(site["name"], site["fn"], start)
         return start.get(site["name"])
 
     return handlers.trace(handlers.seed(handlers.substitute(model, substitute_fn=value), key)).get_trace(batch)
-
-
-def _improper(site: dict[str, Any]) -> bool:
-    base = getattr(site["fn"], "base_dist", site["fn"])
-    return not site.get("is_observed") and isinstance(base, dist.ImproperUniform)
 
 
 def _latent(sites: _Sites) -> _Sites:
@@ -222,8 +233,9 @@ def _nested(values: dict[str, PyTree]) -> dict[str, Any]:
     return out
 
 
-def _first(data: Batch, frames: int) -> Batch:
-    return take(jax.tree.map(np.asarray, data), slice(0, frames))  # on the host, where nothing need be compiled
+def _some(data: Batch, frames: int) -> Batch:
+    """So many frames, again from the first one on where there are fewer; on the host, where nothing is compiled."""
+    return take(jax.tree.map(np.asarray, data), np.arange(frames) % length(data))
 
 
 # What is refused, from runs of the model on shapes alone
@@ -231,16 +243,21 @@ def _first(data: Batch, frames: int) -> Batch:
 
 def _checked(model: Model, data: Batch, start: dict[str, PyTree]) -> Potential | None:
     """The potential inside a model that can be a target."""
-    one, two = (_shapes(model, _first(data, n), start) for n in (1, 2))
-    latent = _latent(one)
+    two, three = (_shapes(model, _some(data, n), start) for n in (2, 3))  # not one, which would broadcast
+    latent = _latent(two)
     if unknown := sorted(set(start) - set(latent)):
         raise ValueError(f"start must name latent sites of the model, {', '.join(latent)}. Got {unknown}.")
-    if length(data) > 1 and (facts := _facts(one)) != (others := _facts(two)):
+    if (facts := _facts(two)) != (others := _facts(three)):
         changed = sorted(n for n in {*facts, *others} if facts.get(n) != others.get(n))
         raise ValueError(
-            "Shapes of latent sites and scales must not depend on the number of frames: minibatches share all "
-            f"parameters, and the target itself scales the likelihood by N/n. Got {', '.join(changed)}, which do. "
+            "Shapes of latent sites and scales must be constants, whatever the number of frames: minibatches share all "
+            f"parameters, and the target itself scales the likelihood by N/n. Got {', '.join(changed)}, which are not. "
             "Leave out handlers.scale, and move latent sites out of the plate of the frames."
+        )
+    if wrong := [n for n, x in two.items() if "terms" in x and 2 * three[n]["terms"] > 3 * x["terms"]]:
+        raise ValueError(
+            "Observed sites must have the same number of terms for every frame. Got more than that for "
+            f"{', '.join(wrong)}, as if labels (n, 1) met predictions (n,). Give both the same shape."
         )
     for name in latent:  # "a" beside "a/b" would be an array and a level at once
         if inside := [other for other in latent if other.startswith(f"{name}/")]:
@@ -250,20 +267,30 @@ def _checked(model: Model, data: Batch, start: dict[str, PyTree]) -> Potential |
 
 
 def _shapes(model: Model, batch: Batch, start: dict[str, PyTree]) -> _Sites:
-    """The model's sites without numbers."""
+    """The model's sites without numbers; observed ones with their number of terms."""
     sites: _Sites = {}
 
     def run(key, batch):
-        sites.update(_drawn(model, key, start, batch))
+        for name, site in _drawn(model, key, start, batch).items():
+            seen = site["type"] == "sample" and site["is_observed"]
+            sites[name] = {**site, "terms": jnp.size(site["fn"].log_prob(site["value"]))} if seen else site
 
-    jax.eval_shape(run, jax.random.key(0), batch)
+    try:
+        jax.eval_shape(run, jax.random.key(0), batch)
+    except Exception as error:
+        error.add_note(
+            f"This came from a run of the model with {length(batch)} frames. It must take any number of them, so that "
+            "a plate of frames needs the size of the batch."
+        )
+        raise
     return sites
 
 
 def _facts(sites: _Sites) -> dict[str, Any]:
-    """Shape of every latent site, and scale of every site; a scale that is no plain number counts as its text."""
+    """Shape of every latent site, and scale of every site; one that JAX has computed could depend on anything."""
     shapes = {name: site["fn"].shape() for name, site in _latent(sites).items()}
-    return {n: (shapes.get(n), str(x["scale"])) for n, x in sites.items() if x["type"] == "sample"}
+    scales = {n: x["scale"] for n, x in sites.items() if x["type"] == "sample"}
+    return {n: (shapes.get(n), object() if isinstance(x, Tracer) else str(x)) for n, x in scales.items()}
 
 
 def _check_site(name: str, site: dict[str, Any]) -> None:
@@ -277,13 +304,40 @@ def _check_site(name: str, site: dict[str, Any]) -> None:
         )
     if kind != "sample" or site["is_observed"]:
         return
+    potential = getattr(site["fn"], "base_dist", site["fn"])
+    if isinstance(potential, _Weights) and (name != "potential" or potential is not site["fn"]):
+        raise ValueError(
+            f"predict and propagate look for the site potential. Got {name}, within a plate, mask or scope. "
+            "Call numpyro_potential outside of them."
+        )
     support = site["fn"].support
+    if "_scan_current_index" in site["infer"]:
+        raise ValueError(f"Latent sites must not lie within a scan. Got {name}. Sample it before, for all steps.")
     if support.is_discrete:
         raise ValueError(f"Latent sites must be continuous. Got {name}, which is discrete. Sum over its values.")
     if name.split("/")[0] == "noise":
         positive = isinstance(dist.biject_to(support), dist.transforms.ExpTransform)
-        if name == "noise" or not positive or site["fn"].shape():
+        if not re.fullmatch(_NOISE, name) or not positive or site["fn"].shape():
             raise ValueError(
-                f"Sites noise/… hold label noise: each one positive number, sampled as its logarithm. Got {name}. "
+                "Sites noise/energy, noise/forces, noise/forces/8 (by species) and noise/stress hold label noise: each "
+                f"one positive number, sampled as its logarithm. Got {name}. "
                 "Give it another name, or a distribution such as HalfNormal, Exponential or LogNormal."
             )
+
+
+def _check_start(name: str, distribution: Any, start: dict[str, PyTree]) -> None:
+    """Refuse an improper site without a value, and a value outside of the support, where that is a constant."""
+    base = getattr(distribution, "base_dist", distribution)
+    if name not in start and isinstance(base, dist.ImproperUniform):
+        raise ValueError(
+            f"Chains need a starting point. Got the improper site {name}, which cannot be drawn. "
+            f'Give start={{"{name}": …}}.'
+        )
+    if name not in start or isinstance(base, _Weights):
+        return
+    inside = distribution.support(np.asarray(start[name], float))
+    if not isinstance(inside, Tracer) and not np.all(inside):
+        raise ValueError(
+            f"start holds values with their constraints, σ rather than log σ. Got {start[name]} for {name}, whose "
+            f"support is {distribution.support}."
+        )

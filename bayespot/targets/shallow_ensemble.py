@@ -84,8 +84,7 @@ def shallow_ensemble(
             by the log density in both cases.
 
     Raises:
-        ValueError: as ``force_matching``; for fewer than two heads, another loss, Student-t errors, or a read-out that
-            is no part of the parameters.
+        ValueError: as ``force_matching``; for fewer than two heads, another loss, Student-t errors, or no read-out.
     """
     if heads < 2 or loss not in LOSSES or noise.dof is not None:
         raise ValueError(f"Need heads ≥ 2, loss one of {LOSSES}, dof None. Got {heads=}, {loss=}, dof={noise.dof}.")
@@ -103,13 +102,10 @@ def shallow_ensemble(
     log_prior = partial(_log_prior, prior, own, shared, scales)
     predicted = partial(_predicted, potential, own, scales)
 
-    def expected_scales(batch: Dataset) -> dict[str, Array]:
-        return {k: scale_of({"noise": {}}, k, scales, batch) for k in scales}
-
     def value_and_grad(key: Key, params: Params, state, batch: Dataset):
         def density(params):
-            found, units = predicted(params, batch, counts), expected_scales(batch) if loss == "crps" else None
-            return _score(found, units) / len(batch) + log_prior(params) / size
+            units = {k: scale_of({"noise": {}}, k, scales, batch) for k in scales} if loss == "crps" else None
+            return _score(predicted(params, batch, counts), units) / len(batch) + log_prior(params) / size
 
         value, gradient = jax.value_and_grad(density)(params)
         return value, gradient, state, {}
@@ -182,14 +178,20 @@ def split_heads(samples: PosteriorSamples) -> PosteriorSamples:
         ``S × H`` samples, each a full set of the potential's parameters; every member counts as a chain of its own.
 
     Raises:
-        ValueError: for samples of anything else.
+        ValueError: for samples of anything else, and for heads that are all alike.
     """
     spec = json.loads(samples.spec or "{}")
     if spec.get("name") != NAME:
         raise ValueError(f"The samples must be those of a shallow_ensemble. Got those of {spec.get('name')!r}.")
     heads, number = spec["heads"], len(samples)
-    repeated = take(samples, np.repeat(np.arange(number), heads))
     own = select(samples.params["potential"], tuple(spec["readout"]))
+    differ = [np.ptp(np.asarray(x), axis=1).reshape(number, -1).any(1) for x in jax.tree.leaves(own)]
+    if not np.any(differ, axis=0).all():
+        raise ValueError(
+            "The heads of a shallow ensemble must differ. Got some that are all alike: their read-out starts from the "
+            f"same values, whatever the key. Choose other leaves than {', '.join(spec['readout'])}."
+        )
+    repeated = take(samples, np.repeat(np.arange(number), heads))
     apart = jax.tree.map(lambda x: x.reshape(number * heads, *x.shape[2:]), own)
     params = {**repeated.params, "potential": overlay(repeated.params["potential"], apart)}
     chain = heads * repeated.chain + jnp.tile(jnp.arange(heads), number)

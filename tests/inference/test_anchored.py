@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+import bayespot.inference.infer as module
 from bayespot.inference.anchored import anchored, perturbation
+from bayespot.inference.control_variates import control_variates
 from bayespot.inference.infer import infer
 from bayespot.inference.optimise import optimise
 from bayespot.inference.priors import flat, normal, prior
@@ -57,6 +59,40 @@ def test_every_frame_keeps_its_errors_in_any_minibatch(key):
         np.testing.assert_allclose((values[0] - values[1]) / 2e-5, gradient["a"][n], rtol=1e-6)
 
 
+def test_control_variates_around_it_have_no_noise_at_the_centre(key):
+    target = control_variates(anchored(TARGET, number=lambda batch: batch["frame"]), DATA)
+    point = {"a": jnp.asarray(MEAN) + 0.3}
+    score = jax.jit(target.value_and_grad)
+    state = jax.jit(target.init)(key, point)
+    whole = score(jax.random.key(3), point, state, DATA)[1]["a"]
+    for n in range(3):
+        part = score(jax.random.key(4 + n), point, state, take(DATA, slice(8 * n, 8 * n + 8)))[1]["a"]
+        np.testing.assert_allclose(part, whole, rtol=1e-9)
+
+
+def test_a_killed_run_keeps_its_anchors_and_errors(tmp_path, monkeypatch):
+    target = control_variates(anchored(TARGET, number=lambda batch: batch["frame"]), DATA)
+    algorithm = optimise(target, optax.adam(1e-2), average=0.0)
+    start, original, calls = initial(jax.random.key(1), target, 2), module._advance, []
+
+    def run(**options):
+        return infer(jax.random.key(2), algorithm, start, DATA, steps=75, batch_size=8, progress=False, **options)
+
+    def dying(*arguments, **rest):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments, **rest)
+
+    whole = run().params["a"]
+    monkeypatch.setattr(module, "_advance", dying)
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=str(tmp_path))
+    np.testing.assert_array_equal(run(checkpoint=str(tmp_path)).params["a"], whole)
+    assert len(calls) == 4  # the third of three segments twice
+
+
 def test_force_matching_meets_perturbed_energies_forces_and_stresses(key):
     data = frames([8, 12, 10])
     data = replace(data, has_energy=jnp.array([True, False, True]), has_forces=jnp.array([True, True, False]))
@@ -98,13 +134,17 @@ def test_what_is_not_gaussian_is_refused():
     import numpyro.distributions as dist
 
     data = frames([8])
-    with pytest.raises(ValueError, match=r"Gaussian errors.*Use Noise\(dof=None\)"):
+    with pytest.raises(ValueError, match=r"Gaussian errors.*Use force_matching with Noise\(dof=None\)"):
         anchored(force_matching(POTENTIAL, data, flat(), Noise(dof=4.0)))
     with pytest.raises(ValueError, match="labels must be one of"):
         anchored(TARGET, "yes")
     heavy = prior(lambda name, leaf: dist.StudentT(3, 0, 1) if name == "sigma" else None)
     with pytest.raises(ValueError, match="needs a prior that is Gaussian, and independent"):
         anchored(force_matching(POTENTIAL, data, heavy))
+    for location in (0.0, 5.0):  # no curvature at all, but a cusp
+        pointed = prior(lambda name, leaf, m=location: dist.Laplace(m, 1))
+        with pytest.raises(ValueError, match="needs a prior that is Gaussian, and independent"):
+            anchored(force_matching(POTENTIAL, data, pointed))
     coupled = LeastSquares(TARGET.least_squares.residuals, lambda p: -0.5 * p["a"].sum() ** 2 - (p["a"] ** 2).sum())
     with pytest.raises(ValueError, match="needs a prior that is Gaussian, and independent"):
         anchored(TARGET._replace(least_squares=coupled))

@@ -7,8 +7,11 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
+from numpyro.contrib.control_flow import scan
+from numpyro.infer.util import potential_energy
 from scipy import stats
 
+from bayespot import units
 from bayespot.inference.blackjax import nuts
 from bayespot.inference.infer import infer
 from bayespot.inference.priors import normal
@@ -18,6 +21,9 @@ from bayespot.inference.target import initial
 from bayespot.potentials.classical import lennard_jones
 from bayespot.potentials.potential import energy_and_forces
 from bayespot.records.posterior import as_samples
+from bayespot.records.system import system
+from bayespot.simulation.ensemble import nve
+from bayespot.simulation.simulate import propagate
 from bayespot.targets.force_matching import Noise, force_matching, residuals
 from bayespot.targets.numpyro import numpyro_potential, numpyro_target, site_values
 from bayespot.tree import replace, take
@@ -111,6 +117,14 @@ def test_predictions_and_values_find_their_way_back(key):
     for label, mean in MEANS.items():
         np.testing.assert_allclose(sigma["noise"][label], mean * np.exp([0.0, 0.2]), rtol=1e-12)
     close(sigma["potential"], params["potential"], rtol=0)
+    start = system(2.2 * np.stack(np.meshgrid(*[np.arange(2.0)] * 3), -1).reshape(-1, 3), [18] * 8)
+    options = {"steps": 4, "every": 2, "progress": False}
+    runs, other = (
+        propagate(jax.random.key(5), POTENTIAL, s, start, nve(dt=units.fs), **options)
+        for s in (samples, as_samples(params["potential"], POTENTIAL.spec))
+    )
+    close(runs.frames.system.position, other.frames.system.position, rtol=0)
+    assert np.abs(np.diff(runs.frames.system.position[:, 0, -1], axis=0)).max() > 1e-6  # each by its own parameters
     predicted = predict(POTENTIAL, samples, DATA)
     np.testing.assert_allclose(predicted.noise["forces"], np.sqrt((sigma["noise"]["forces"] ** 2).mean()), rtol=1e-12)
 
@@ -155,7 +169,7 @@ def test_constraints_have_their_jacobian():
         sigma = numpyro.sample("sigma", dist.HalfNormal(2.0))
         share = numpyro.sample("share", dist.Uniform(0.0, sigma))
         numpyro.sample("p", dist.Dirichlet(jnp.array([2.0, 3.0])))
-        numpyro.factor("penalty", -share * batch.sum())
+        numpyro.factor("penalty", numpyro.deterministic("negative", -share) * batch.sum())
         with handlers.scale(scale=0.5):  # a scale of the user's own counts
             numpyro.sample("y", dist.Normal(share, sigma), obs=batch)
 
@@ -179,6 +193,26 @@ def test_constraints_have_their_jacobian():
     back = site_values(bounded, samples, data)
     np.testing.assert_allclose(back["share"], [share, share], rtol=1e-12)
     np.testing.assert_allclose(back["p"][0], [q, 1 - q], rtol=1e-12)
+
+
+def test_value_and_gradient_are_those_of_numpyro_itself(key):
+    """Its ``potential_energy`` of all data, for sites of many shapes and supports, in plates, and partly masked."""
+
+    def many(batch):
+        numpyro.sample("vector", dist.Normal().expand([2, 3]).to_event(1))
+        with numpyro.plate("species", 4):
+            scale = numpyro.sample("scale", dist.Gamma(2.0, 3.0))
+        shift = numpyro.sample("shift", dist.Uniform(-1.0, 2.0))
+        numpyro.sample("correlation", dist.LKJCholesky(3, 2.0))
+        numpyro.sample("truncated", dist.TruncatedNormal(0.0, 1.0, low=-1.0, high=shift + 1.5))
+        with numpyro.plate("frames", len(batch["y"])), handlers.mask(mask=batch["y"] > 0):
+            numpyro.sample("y", dist.StudentT(4.0, shift + batch["x"][:, 0], scale[1]), obs=batch["y"])
+
+    target = numpyro_target(many, LINEAR)
+    params = elsewhere(jax.jit(target.initial)(key))
+    found = jax.jit(target.value_and_grad)(jax.random.key(1), params, (), LINEAR)[:2]
+    expected = jax.jit(jax.value_and_grad(lambda p: -potential_energy(many, (LINEAR,), {}, p) / 32))(params)
+    close(found, expected, rtol=1e-9)
 
 
 def test_the_prior_of_the_weights_may_have_parameters(key):
@@ -226,6 +260,44 @@ def improper(batch):
     numpyro.sample("a", dist.ImproperUniform(dist.constraints.real, (), ()))
 
 
+def fixed_plate(batch):
+    with numpyro.plate("rows", 2):  # of the data, whatever the minibatch
+        numpyro.sample("y", dist.Normal(numpyro.sample("a", dist.Normal()), 1.0), obs=batch["y"])
+
+
+def outer_product(batch):
+    a = numpyro.sample("a", dist.Normal())
+    numpyro.sample("y", dist.Normal(a * batch["x"][:, 0], 1.0), obs=batch["y"][:, None])
+
+
+def scaled_by_jax(batch):
+    a = numpyro.sample("a", dist.Normal())
+    with handlers.scale(scale=jnp.asarray(32.0) / len(batch["y"])):
+        numpyro.sample("y", dist.Normal(a, 1.0), obs=batch["y"])
+
+
+def scanned(batch):
+    scan(lambda carry, _: (carry, numpyro.sample("a", dist.Normal())), 0.0, None, length=3)
+
+
+def in_scope(batch):
+    with handlers.scope(prefix="inner"):
+        numpyro_potential(POTENTIAL, PRIOR)
+
+
+def in_plate(batch):
+    with numpyro.plate("rows", len(batch["y"])):
+        numpyro_potential(POTENTIAL, PRIOR)
+
+
+def positive(batch):
+    numpyro.sample("noise/forces", dist.HalfNormal(1.0))
+
+
+def unknown_noise(batch):
+    numpyro.sample("noise/energy/8", dist.HalfNormal(1.0))
+
+
 def shifted_noise(batch):
     numpyro.sample("noise/forces", dist.Uniform(0.0, 1.0))
 
@@ -237,20 +309,35 @@ def two_levels(batch):
 @pytest.mark.parametrize(
     ("refused", "start", "message"),
     [
-        (subsampled, {}, "plate rows, which takes 1 of 32.*without subsample_size"),
+        (subsampled, {}, "plate rows, which takes 2 of 32.*without subsample_size"),
         (discrete, {}, "must be continuous. Got k, which is discrete"),
-        (local, {}, "Got each, which do"),
-        (scaled, {}, "Got y, which do. Leave out handlers.scale"),
+        (local, {}, "Got each, which are not"),
+        (scaled, {}, "Got y, which are not. Leave out handlers.scale"),
         (unsampled, {}, "need a prior. Got param a"),
         (improper, {}, 'improper site a.*Give start={"a": …}'),
         (shifted_noise, {}, "one positive number, sampled as its logarithm. Got noise/forces"),
+        (unknown_noise, {}, "Got noise/energy/8"),
         (two_levels, {}, "Got a and a/b"),
+        (fixed_plate, {}, "a plate of frames needs the size of the batch"),
+        (outer_product, {}, "same number of terms for every frame. Got more than that for y"),
+        (scaled_by_jax, {}, "Got y, which are not. Leave out handlers.scale"),
+        (scanned, {}, "must not lie within a scan. Got a"),
+        (in_scope, {}, "Got inner/potential, within a plate, mask or scope"),
+        (in_plate, {}, "Got potential, within a plate"),
+        (positive, {"noise/forces": -3.0}, "σ rather than log σ. Got -3.0 for noise/forces"),
         (regression, {"b": 1.0}, r"latent sites of the model, a. Got \['b'\]"),
     ],
 )
 def test_models_that_are_no_target_are_refused(refused, start, message):
-    with pytest.raises(ValueError, match=message):
-        numpyro_target(refused, LINEAR, start=start)
+    for data in (LINEAR, take(LINEAR, slice(0, 2))):  # as few frames as hide what needs several sizes of them
+        with pytest.raises((ValueError, TypeError), match=message):
+            numpyro_target(refused, data, start=start)
+
+
+def test_samples_of_another_model_are_refused():
+    samples = as_samples({"sigma": jnp.ones(2)}, {}, {"forces": jnp.zeros(2)})
+    with pytest.raises(ValueError, match=r"Got \['noise', 'potential'\], without a"):
+        site_values(regression, samples, LINEAR)
 
 
 def test_an_improper_site_may_start_from_a_value():
