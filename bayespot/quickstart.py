@@ -40,13 +40,13 @@ class Settings(NamedTuple):
     simulated: int = 4  # every fourth draw of a chain is simulated; the others serve R-hat and ESS of predictions
     temperature: float = 600.0
     time_step: float = 0.004  # kinetic energies come out some 2 % low, for the teacher and its pupils alike
-    run: float = 36.0
+    run: float = 40.0
     equilibration: float = 1.0
     runs: int = 16
-    every: int = 8
+    every: int = 16
     skin: float = 0.6  # hot atoms leave a thinner one every few steps
     friction: float = 50.0  # [1/ps]; near the frequencies of the vibrations a crystal forgets soonest
-    truth: float = 360.0
+    truth: float = 240.0
     truth_runs: int = 2
     first_step: float = 3e-5
     last_step: float = 8e-6  # larger ones make the spread along stiff directions, the stress, far too wide
@@ -60,7 +60,7 @@ class Settings(NamedTuple):
 FULL = Settings()
 FAST = Settings(  # the teacher's runs are shaped like those of the samples: what was compiled serves again
     spacing=50, members=4, ensemble_steps=200, chains=2, draws=8, burn_in=80, thin=8,
-    run=0.96, equilibration=0.4, runs=8, truth=7.68, truth_runs=8,
+    run=0.96, equilibration=0.4, runs=8, every=8, truth=7.68, truth_runs=8,
 )  # fmt: skip
 # Frames from files: more and more diverse than the teacher's, with precise labels, and perhaps of a liquid.
 _FILES = {"cutoff": 5.0, "friction": 10.0, "every": 20, "first_step": 1e-5, "last_step": 3e-6}

@@ -79,11 +79,11 @@ def main() -> None:
 
 
 def long_truth(s: Settings) -> dict[str, np.ndarray]:
-    """The teacher's values, from six times the quickstart's simulated time."""
+    """The teacher's values, from ten times the quickstart's simulated time."""
     key = jax.random.key(2**31 - 1)
     material = teacher_material(jax.random.fold_in(key, 0), s, True)
     measured = observables(s, material.start)
-    s = s._replace(truth=6 * s.truth)
+    s = s._replace(truth=10 * s.truth)
     return truth(
         jax.random.fold_in(key, 1), material.teacher, material.start, langevin(s, s.temperature), s, measured, True
     )
