@@ -51,7 +51,7 @@ _NAMES = {
     "inference.laplace": "laplace",
     "inference.swag": "swag",
     "inference.diagnostics": "rhat ess ess_tail mcse",
-    "records.posterior": "PosteriorSamples as_samples weights healthy concatenate to_arviz",
+    "records.posterior": "PosteriorSamples as_samples weights healthy concatenate",
     "records.trajectory": "Frame Trajectory",
     "simulation.ensemble": "Ensemble nve nvt_langevin nvt_nose_hoover",
     "simulation.simulate": "simulate propagate",
@@ -63,6 +63,8 @@ _NAMES = {
     "uq.intervals": "interval",
     "uq.variance": "block_independence",
     "uq.predict": "Prediction predict prediction_errors error_table atom_uncertainty",
+    "uq.posterior_predictive": "PosteriorPredictive posterior_predictive",
+    "uq.arviz": "to_arviz",
     "uq.diagnose": "Diagnosis diagnose",
     "uq.calibration": "Reliability z_scores coverage pit calibration_table",
     "uq.resampling": "Estimate",
@@ -70,9 +72,11 @@ _NAMES = {
     "uq.scores": "Calibration calibration compare_calibration calibration_report",
     "uq.recalibration": "Recalibration recalibration_factor recalibrate recalibrate_prediction",
     "uq.conformal": "Conformal conformal_factor conformal_interval",
+    "uq.predictive_check": "PredictiveCheck predictive_check held_out_check",
     "uq.selection": "Selection select frame_uncertainty",
     "uq.calculator": "calculator",
-    "plots": "plot_interval plot_reliability plot_pit plot_binned_errors plot_rank plot_learning plot_parity",
+    "plots": "plot_interval plot_reliability plot_pit plot_binned_errors plot_check "
+    "plot_rank plot_learning plot_parity",
     "errors": "Status DataError FailedSamples UncertaintyWarning",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bayespot.records.dataset import Dataset
     from bayespot.uq.calibration import Reliability
     from bayespot.uq.predict import Prediction
+    from bayespot.uq.predictive_check import PredictiveCheck
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
@@ -292,4 +293,36 @@ def plot_parity(prediction: Prediction, data: Dataset, quantity: str = "forces",
     ax.plot(ends, ends, color="black", ls="--", lw=1)
     ax.set(xlabel=f"label: {quantity} [{unit}]", ylabel=f"prediction: {quantity} [{unit}]")
     ax.set_title(f"RMSE {np.sqrt((error**2).mean()):.3g} {unit}, {error.size} labels", fontsize="small")
+    return ax
+
+
+def plot_check(
+    check: PredictiveCheck, quantity: str = "forces", discrepancy: str = "square", ax: Axes | None = None
+) -> Axes:
+    """Distribution of a discrepancy over replicated labels, and its values for the true labels as a line and a band.
+
+    The band holds 95 % of the values; it is narrow where they hardly depend on the sample. It lies in the midst of the
+    histogram if the posterior explains the labels.
+
+    Args:
+        check: from ``predictive_check`` or ``held_out_check``.
+        quantity: ``"forces"``, ``"energy"`` (per atom) or ``"stress"``.
+        discrepancy: ``"mean"``, ``"slope"``, ``"square"``, ``"largest"`` or ``"kurtosis"`` of the standardised errors.
+        ax: where to draw; default a new figure.
+
+    Raises:
+        ValueError: when the check has no such row.
+    """
+    rows = {(r.quantity, r.name): r for r in check.rows}
+    if (quantity, discrepancy) not in rows:
+        raise ValueError(f"Need a quantity and a discrepancy of {list(rows)}. Got {(quantity, discrepancy)}.")
+    row = rows[quantity, discrepancy]
+    replicated, observed = np.asarray(row.replicated), np.asarray(row.observed)
+    ax = _axes(ax)
+    ax.hist(replicated, bins=30, density=True, color=SKY, edgecolor="white", label="replicated labels")
+    low, middle, high = np.quantile(observed, [0.025, 0.5, 0.975])
+    ax.axvspan(low, high, color=ORANGE, alpha=0.4, lw=0)
+    ax.axvline(middle, color=VERMILION, lw=1.6, label=f"{check.kind} labels, p = {float(row.above):.3f}")
+    ax.set(xlabel=f"{discrepancy} of standardised errors: {quantity}", ylabel="density")
+    ax.legend(frameon=False, fontsize="small")
     return ax

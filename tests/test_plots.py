@@ -9,6 +9,7 @@ from scipy import stats
 
 from bayespot.plots import (
     plot_binned_errors,
+    plot_check,
     plot_interval,
     plot_learning,
     plot_parity,
@@ -23,6 +24,7 @@ from bayespot.records.system import system
 from bayespot.tree import replace
 from bayespot.uq.calibration import Reliability
 from bayespot.uq.predict import Prediction
+from bayespot.uq.predictive_check import Discrepancy, PredictiveCheck
 from tests.inference.chains import chains
 from tests.uq.held_out import empty, prediction
 
@@ -157,6 +159,21 @@ def test_binned_errors():
     # relative standard error of a root mean square of 100 labels: 7 %, itself known to 11 %; 4 sigma
     bars = ax.containers[0][2][0].get_segments()
     np.testing.assert_allclose([(b[1, 1] - b[0, 1]) / 2 for b in bars] / y, 1 / np.sqrt(200), rtol=0.45)
+
+
+def test_predictive_check():
+    replicated, observed = np.linspace(0, 1, 500), np.linspace(1.5, 1.7, 500)
+    row = Discrepancy(observed, replicated, np.asarray(0.004), np.asarray(1.0), "forces", "square", 60)
+    check = PredictiveCheck((row,), "training", 0.0)
+    ax = plot_check(check)
+    assert ax.get_xlabel() == "square of standardised errors: forces"
+    labels = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert set(labels) == {"replicated labels", "training labels, p = 0.004"}
+    assert ax.get_lines()[0].get_xdata()[0] == pytest.approx(1.6)
+    bars = [p for p in ax.patches if p.get_height() > 0 and p.get_width() < 0.05]
+    assert sum(bar.get_width() * bar.get_height() for bar in bars) == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"\('forces', 'square'\)\]\. Got \('energy', 'square'\)"):
+        plot_check(check, "energy")
 
 
 def curves_of(ax):

@@ -1,9 +1,8 @@
-"""Posterior samples: slicing, weights, files without pickle, ArviZ."""
+"""Posterior samples: slicing, weights, files without pickle."""
 
 import json
 import os
 
-import arviz_stats
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from bayespot.errors import DataError, FailedSamples, Status
 from bayespot.io import load, save
-from bayespot.records.posterior import PosteriorSamples, check_spec, concatenate, healthy, to_arviz, weights
+from bayespot.records.posterior import PosteriorSamples, check_spec, concatenate, healthy, weights
 from bayespot.tree import replace
 
 SPEC = json.dumps({"name": "descriptor_mlp", "cutoff": 5.0, "species": [14], "note": 'Å/µ "quoted"'})
@@ -222,29 +221,3 @@ def test_a_newer_version_asks_for_an_upgrade(tmp_path):
     save_file({"x": np.ones(2)}, tmp_path / "s", metadata={"bayespot": json.dumps({"format_version": 99, "other": 1})})
     with pytest.raises(DataError, match=r"format version 99, this bayespot reads up to 1\. Upgrade bayespot"):
         load(tmp_path / "s")
-
-
-def test_arviz():
-    samples = replace(make(3, 50), status=jnp.zeros(150, jnp.int32).at[7].set(Status.UNSTABLE))
-    shuffled = samples[np.random.default_rng(0).permutation(150)]
-    data = to_arviz(shuffled)
-    assert set(data.children) == {"posterior", "sample_stats"}
-    assert set(data["posterior"].data_vars) == {"log_noise_energy", "log_noise_forces"}
-    assert dict(data["posterior"].sizes) == {"chain": 3, "draw": 50}
-    assert float(data["posterior"]["log_noise_energy"].sel(chain=2, draw=4)) == 104.5
-    assert float(data["sample_stats"]["lp"].sel(chain=1, draw=0)) == 500.0
-    assert np.argwhere(data["sample_stats"]["diverging"].values).tolist() == [[0, 7]]
-    rank = arviz_stats.rhat(data["posterior"])["log_noise_energy"]
-    assert float(rank) > 2  # the chains of this made-up posterior lie apart
-
-
-def test_arviz_needs_chains_of_one_length():
-    with pytest.raises(ValueError, match="3 of chain 0, 2 of chain 1"):
-        to_arviz(make()[:5])
-
-
-def test_arviz_of_an_ensemble_without_noise():
-    samples = replace(make(4, 1), params={"potential": {"a": jnp.ones((4, 2))}})
-    data = to_arviz(samples)
-    assert data["sample_stats"]["lp"].shape == (4, 1)
-    assert not data["posterior"].data_vars

@@ -11,10 +11,11 @@ from bayespot.io import load, save
 from bayespot.potentials.classical import lennard_jones
 from bayespot.potentials.potential import energy_and_forces
 from bayespot.records.dataset import Dataset, dataset, single
-from bayespot.records.posterior import as_samples, to_arviz
+from bayespot.records.posterior import as_samples
 from bayespot.records.system import system
 from bayespot.targets.force_matching import Noise, force_matching
 from bayespot.tree import replace, stack
+from bayespot.uq.arviz import to_arviz
 from bayespot.uq.calibration import z_scores
 from bayespot.uq.conformal import Conformal, conformal_interval
 from bayespot.uq.predict import predict
