@@ -169,9 +169,9 @@ def held_out_check(
     .. math:: p = \frac{1 + C\,\langle [T^\mathrm{rep}_c \ge T_c] \rangle}{1 + C}
 
     for *C* chains (with weights, their effective number), which cannot be below 1/(C + 1): eight members of an
-    ensemble prove nothing at 5 %. It is below *α* with a probability of at most 2 *α* when one draw is compared per
-    chain, whatever the statistic, and of about *α* in simulations. Errors in common within a frame are in the
-    replicates too, for all of its labels come from the same sample. Draws of a single chain count as chains.
+    ensemble prove nothing at 5 %. From one replicate per chain it would be below *α* with a probability of at most
+    2 *α*, whatever the statistic; averaged over replicates, of about *α* or less in simulations. Labels of a replicated
+    frame come from one sample and keep what their errors have in common. Draws of a single chain count as chains.
 
     Args:
         key: random key of the replicates.
