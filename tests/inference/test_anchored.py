@@ -70,6 +70,7 @@ def test_control_variates_around_it_have_no_noise_at_the_centre(key):
         np.testing.assert_allclose(part, whole, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_its_anchors_and_errors(tmp_path, monkeypatch):
     target = control_variates(anchored(TARGET, number=lambda batch: batch["frame"]), DATA)
     algorithm = optimise(target, optax.adam(1e-2), average=0.0)

@@ -195,6 +195,7 @@ def test_constraints_have_their_jacobian():
     np.testing.assert_allclose(back["p"][0], [q, 1 - q], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_value_and_gradient_are_those_of_numpyro_itself(key):
     """Its ``potential_energy`` of all data, for sites of many shapes and supports, in plates, and partly masked."""
 
