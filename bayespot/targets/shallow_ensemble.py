@@ -142,7 +142,9 @@ def _score(found: dict[str, tuple[Array, Array, Array]], units: dict[str, Array]
     """Sum over all labels, the higher the better: log densities, or with units −CRPS in them."""
 
     def rule(label: str, error: Array, spread: Array) -> Array:
-        return log_density(error, spread) if units is None else negative_crps(error, spread) / units[label]
+        if units is None:
+            return jax.scipy.stats.norm.logpdf(error, 0.0, spread)
+        return negative_crps(error, spread) / units[label]
 
     return total(jnp.where(mask, rule(k, e, s), 0.0).sum() for k, (e, s, mask) in found.items())
 
@@ -154,11 +156,6 @@ def _parted(potential: Potential, readout: Free) -> tuple[tuple[str, ...], tuple
     shared = tuple(path for path in chosen(form, lambda path: True) if path not in own)
     one, other = (tuple(path.removeprefix("potential/") for path in paths) for paths in (own, shared))
     return one, other
-
-
-def log_density(error: Float[Array, "*n"], spread: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Of Gaussian errors with this standard deviation."""
-    return jax.scipy.stats.norm.logpdf(error, 0.0, spread)
 
 
 def negative_crps(error: Float[Array, "*n"], spread: Float[Array, "*n"]) -> Float[Array, "*n"]:

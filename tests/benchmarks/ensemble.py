@@ -18,23 +18,26 @@ def main() -> None:
     key = jax.random.key(0)
     start = bp.initial(key, target, MEMBERS)
 
-    def trained(first: int, members: int):
-        """A training as a user starts it: with an algorithm of its own."""
-        adam = bp.optimise(target, bp.muon(bp.cosine(8e-3, STEPS)), validation=validation, every=100)
+    def algorithm():
+        return bp.optimise(target, bp.muon(bp.cosine(8e-3, STEPS)), validation=validation, every=100)
+
+    def trained(first: int, members: int, fit=None):
+        """A training as a user starts it, with an algorithm of its own, or with one that is compiled already."""
         params = jax.tree.map(lambda x: x[first : first + members], start)
-        return bp.infer(key, adam, params, data, steps=STEPS, batch_size=BATCH, progress=False).params
+        options = {"steps": STEPS, "batch_size": BATCH, "progress": False}
+        return bp.infer(key, fit or algorithm(), params, data, **options).params
 
     def cold(function) -> float:
         jax.clear_caches()
         return seconds(function)
 
-    adam = bp.optimise(target, bp.muon(bp.cosine(8e-3, STEPS)), validation=validation, every=100)
-
-    def warm(first: int, members: int):
-        params = jax.tree.map(lambda x: x[first : first + members], start)
-        return bp.infer(key, adam, params, data, steps=STEPS, batch_size=BATCH, progress=False).params
-
-    times = alternate({"ensemble": lambda: warm(0, MEMBERS), "singles": lambda: [warm(n, 1) for n in range(MEMBERS)]})
+    fit = algorithm()
+    times = alternate(
+        {
+            "ensemble": lambda: trained(0, MEMBERS, fit),
+            "singles": lambda: [trained(n, 1, fit) for n in range(MEMBERS)],
+        }
+    )
     ensemble = cold(lambda: trained(0, MEMBERS))
     singles = sum(cold(lambda n=n: trained(n, 1)) for n in range(MEMBERS))
     report(
