@@ -15,10 +15,10 @@ import bayespot as bp
 README = Path(__file__).parents[1] / "README.md"
 SMALLER = {
     "chains=4": "chains=2",
-    "data, steps=2_000)": "data, steps=150, batch_size=2, progress=False)",
+    "data, steps=2_000)": "data, steps=80, batch_size=2, progress=False)",
     "steps=2_000, burn_in=1_000, thin=250": "steps=6, burn_in=4, thin=1, batch_size=2, progress=False",
     "steps=10_000, equilibration=2_000": "steps=40, every=10, progress=False",
-    "bp.cosine(8e-3, 2_000)": "bp.cosine(8e-3, 150)",
+    "bp.cosine(8e-3, 2_000)": "bp.cosine(8e-3, 80)",
     "1_000)": "3)",
 }
 

@@ -118,8 +118,8 @@ def test_trained_members_are_samples_with_the_score_of_the_ensemble(key):
     start = initial(jax.random.key(2), target, 1)
     forms = {"kernel_0": (1, 1, 7, 8), "bias_0": (1, 1, 1, 8), "kernel_1": (1, 6, 1, 8, 1), "bias_1": (1, 6, 1, 1, 1)}
     assert jax.tree.map(jnp.shape, start["potential"]) == forms
-    fit = optimise(target, optax.adam(cosine(2e-2, 300)), average=0.0)
-    trained = infer(key, fit, start, data, steps=300, batch_size=None, progress=False)
+    fit = optimise(target, optax.adam(cosine(2e-2, 120)), average=0.0)
+    trained = infer(key, fit, start, data, steps=120, batch_size=None, progress=False)
     samples = split_heads(trained)
     assert samples.chain.tolist() == list(range(6))
     inside = squares(6, 2.3, 10)
