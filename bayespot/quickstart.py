@@ -42,7 +42,7 @@ class Settings(NamedTuple):
     time_step: float = 0.004  # kinetic energies come out some 2 % low, for the teacher and its pupils alike
     run: float = 40.0
     equilibration: float = 1.0
-    runs: int = 8  # of an ensemble, one per member; at least one per sample
+    runs: int = 16
     every: int = 16
     skin: float = 0.6  # hot atoms leave a thinner one every few steps
     friction: float = 50.0  # [1/ps]; near the frequencies of the vibrations a crystal forgets soonest
