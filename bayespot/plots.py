@@ -301,8 +301,8 @@ def plot_check(
 ) -> Axes:
     """Distribution of a discrepancy over replicated labels, and its values for the true labels as a line and a band.
 
-    The band holds 95 % of the values; it is narrow where they hardly depend on the sample. It lies in the midst of the
-    histogram if the posterior explains the labels.
+    The band holds 95 % of the values; it is narrow where they hardly depend on the sample. It lies within the
+    histogram if the posterior explains the labels. The legend gives the smaller of the two p-values.
 
     Args:
         check: from ``predictive_check`` or ``held_out_check``.
@@ -322,7 +322,8 @@ def plot_check(
     ax.hist(replicated, bins=30, density=True, color=SKY, edgecolor="white", label="replicated labels")
     low, middle, high = np.quantile(observed, [0.025, 0.5, 0.975])
     ax.axvspan(low, high, color=ORANGE, alpha=0.4, lw=0)
-    ax.axvline(middle, color=VERMILION, lw=1.6, label=f"{check.kind} labels, p = {float(row.above):.3f}")
+    side, p = min(("above", float(row.above)), ("below", float(row.below)), key=lambda x: x[1])
+    ax.axvline(middle, color=VERMILION, lw=1.6, label=f"{check.kind} labels, p {side} = {p:.3f}")
     ax.set(xlabel=f"{discrepancy} of standardised errors: {quantity}", ylabel="density")
     ax.legend(frameon=False, fontsize="small")
     return ax

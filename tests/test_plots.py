@@ -168,7 +168,7 @@ def test_predictive_check():
     ax = plot_check(check)
     assert ax.get_xlabel() == "square of standardised errors: forces"
     labels = [t.get_text() for t in ax.get_legend().get_texts()]
-    assert set(labels) == {"replicated labels", "training labels, p = 0.004"}
+    assert set(labels) == {"replicated labels", "training labels, p above = 0.004"}
     assert ax.get_lines()[0].get_xdata()[0] == pytest.approx(1.6)
     bars = [p for p in ax.patches if p.get_height() > 0 and p.get_width() < 0.05]
     assert sum(bar.get_width() * bar.get_height() for bar in bars) == pytest.approx(1)

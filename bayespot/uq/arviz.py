@@ -31,8 +31,9 @@ def to_arviz(samples: PosteriorSamples, predictive: PosteriorPredictive | None =
     ``forces.stack(label=("frame", "atom", "component")).dropna("label")``.
 
     ``arviz_stats.loo`` asks what the other labels say about a left-out one; it is meant for the training frames, and
-    a force left out among those of its own frame is an easy question. Sum ``log_likelihood`` over ``atom`` and
-    ``component`` to leave out frames. ArviZ does not heed log weights.
+    a force left out among those of its own frame is an easy question. To leave out frames, add up ``log_likelihood``
+    of all quantities over their components (``sum(…, min_count=1)``, or missing labels become zeros). It needs draws
+    from a posterior; members of an ensemble or recalibrated samples are none. ArviZ does not heed log weights.
 
     Args:
         samples: chains with equally many draws.

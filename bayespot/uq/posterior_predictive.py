@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from scipy import stats
 
+from bayespot.errors import listed
 from bayespot.records.dataset import Dataset
-from bayespot.records.posterior import PosteriorSamples
+from bayespot.records.posterior import PosteriorSamples, weights
 from bayespot.tree import record
 from bayespot.typing import Array, Float, Int, Key
 from bayespot.uq.predict import QUANTITIES, Prediction, check_frames
@@ -91,8 +92,9 @@ def posterior_predictive(
         quantities: which of ``"energy"``, ``"forces"``, ``"stress"``; default all that have labels.
 
     Raises:
-        ValueError: for samples or frames that are not those of the prediction, a quantity without labels, noise that
-            neither the samples carry nor the argument tells, or scales and ``dof`` that are not positive.
+        ValueError: for samples or frames that are not those of the prediction, predictions of labels that are not
+            finite, a quantity without labels, noise that neither the samples carry nor the argument tells, or scales
+            and ``dof`` that are not positive.
     """
     found = expected(samples, prediction, data, noise, quantities)
     check_dof(dof)
@@ -155,7 +157,21 @@ def expected(
         raise ValueError(f"Need quantities with labels in {data.source}, of {present}. Got {chosen}.")
     if lacking := [q for q in chosen if q not in prediction.members]:
         raise ValueError(f"The prediction must hold what every sample predicts. Got none of {lacking}. Use predict(…).")
-    return {q: _expected(q, samples, prediction, data, noise or {}) for q in chosen}
+    if unknown := set(noise or {}) - set(QUANTITIES):
+        raise ValueError(f"noise must be by quantity, of {list(QUANTITIES)}. Got {sorted(unknown)}.")
+    found = {q: _expected(q, samples, prediction, data, noise or {}) for q in chosen}
+    for quantity, (predicted, _, label) in found.items():
+        _require_finite(quantity, predicted[:, np.isfinite(label)], np.asarray(weights(samples)) > 0)
+    return found
+
+
+def _require_finite(quantity: str, predicted: np.ndarray, used: np.ndarray) -> None:
+    """A comparison with NaN is false, and would count as evidence."""
+    if len(lost := np.flatnonzero(used & ~np.isfinite(predicted).all(1))):
+        raise ValueError(
+            f"Predictions of labelled {quantity} must be finite. Got NaN or infinity from {len(lost)} of {len(used)} "
+            f"samples ({listed(lost)}). Leave out these samples, or the quantity with quantities=(…)."
+        )
 
 
 def _expected(quantity: str, samples, prediction: Prediction, data: Dataset, noise: Scales) -> Expected:

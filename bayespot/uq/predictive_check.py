@@ -7,7 +7,7 @@ numbers of their standardised errors :math:`z = (y - m)/s`:
 - ``slope``, :math:`|\langle z\,u \rangle|` with the predictions *u*, centred and of unit variance: predictions whose
   differences are too small or too large, as of a potential that is too soft (forces can hardly be off to one side,
   since those of a frame add up to zero);
-- ``square``, :math:`\langle z^2 \rangle`, chi-square per label: errors larger or smaller than the noise allows;
+- ``square``, :math:`\langle z^2 \rangle`, chi-square per label: errors larger or smaller than expected;
 - ``largest``, :math:`\max |z|`: single labels that are wrong;
 - ``kurtosis``, :math:`\langle z^4 \rangle / \langle z^2 \rangle^2`: tails of the noise, or a noise that differs from
   frame to frame.
@@ -39,7 +39,7 @@ STRIKING = 0.025
 MEANINGS = {
     "mean": ("predictions are off to one side", ""),
     "slope": ("differences between predictions are too small or too large", ""),
-    "square": ("errors larger than the noise allows", "errors smaller than the noise, which is overestimated"),
+    "square": ("errors larger than expected", "errors smaller than expected"),
     "largest": ("single labels far off", "tails lighter than assumed"),
     "kurtosis": ("tails heavier than assumed, or noise that differs", "tails lighter than assumed"),
 }
@@ -51,7 +51,8 @@ class Discrepancy:
     """One number of the true labels against the same number of replicated ones, ``K`` comparisons.
 
     Attributes:
-        observed: of the true labels; it depends on the sample that they are compared with, ``(K,)``.
+        observed: of the true labels; it depends on the sample that they are compared with, ``(K,)``. Here and below
+            every sample counts alike; weights count in the p-values.
         replicated: of the labels that the sample makes, ``(K,)``.
         above: posterior predictive p-value, the share of comparisons with replicated ≥ observed. Small: the labels have
             more of it than the posterior can explain.
@@ -123,6 +124,10 @@ def predictive_check(
     the more, an unremarkable one little. In particular ``mean``, ``slope`` and, where the noise was learned, ``square``
     are fitted; only tails and outliers are left to find.
 
+    Only for draws from a posterior (SG-MCMC, NUTS, Laplace): each must explain the labels by its noise alone. Members
+    of an ensemble are optima, whose errors on the training labels are smaller; heads of a shallow ensemble and
+    recalibrated samples carry the errors in their spread. For these use ``held_out_check``.
+
     Args:
         key: random key of the replicates.
         samples, prediction, noise, dof, quantities: as for ``posterior_predictive``.
@@ -139,13 +144,13 @@ def predictive_check(
     """
     check_dof(dof)
     found, weight = expected(samples, prediction, data, noise, quantities), np.asarray(weights(samples), np.float64)
-    rng, rows = np.random.default_rng(seed(key)), []
-    for quantity, (predicted, scale, label) in found.items():
-        check_positive(scale, quantity)
-        predicted, scale, label = _labelled(predicted, scale, label)
+    used, rng, rows = weight > 0, np.random.default_rng(seed(key)), []
+    for quantity, of_quantity in found.items():
+        check_positive(of_quantity.scale, quantity)
+        predicted, scale, label = _labelled(*of_quantity, used)
         about = predicted, np.broadcast_to(scale, predicted.shape)
         observed, replicated = _compare(rng, predicted, scale, label, about, dof)
-        rows += _rows(quantity, label.size, observed, replicated, lambda share: float(weight @ share))
+        rows += _rows(quantity, label.size, observed, replicated, lambda share: float(weight[used] @ share))
     return PredictiveCheck(tuple(rows), "training", 0.0)
 
 
@@ -171,7 +176,8 @@ def held_out_check(
     for *C* chains (with weights, their effective number), which cannot be below 1/(C + 1): eight members of an
     ensemble prove nothing at 5 %. From one replicate per chain it would be below *α* with a probability of at most
     2 *α*, whatever the statistic; averaged over replicates, of about *α* or less in simulations. Labels of a replicated
-    frame come from one sample and keep what their errors have in common. Draws of a single chain count as chains.
+    frame come from one sample and keep what their errors have in common. With few chains the standard deviation
+    is widened, as for Student's t: compare observed and replicated values, not either with 1.
 
     Args:
         key: random key of the replicates.
@@ -180,7 +186,8 @@ def held_out_check(
         noise: as for ``posterior_predictive``; 0.0 for exact labels.
 
     Raises:
-        ValueError: as ``posterior_predictive``; for fewer than three chains; where predictions do not differ and there
+        ValueError: as ``posterior_predictive``; for fewer than three chains, because draws of one are no independent
+            witnesses; where predictions do not differ and there
             is no noise.
 
     Reference: the bound is that of the jackknife+, Barber, Candès, Ramdas and Tibshirani, *Ann. Stat.* 49, 486 (2021),
@@ -190,19 +197,17 @@ def held_out_check(
     found, weight = expected(samples, prediction, data, noise, quantities), np.asarray(weights(samples), np.float64)
     chain, used = np.asarray(samples.chain), weight > 0
     group = np.unique(chain[used], return_inverse=True)[1]
-    group = np.arange(len(group)) if group.max() == 0 else group
     share = np.bincount(group, weight[used])
     if len(share) < 3:
-        raise ValueError(f"held_out_check needs at least three chains, or draws of one. Got {len(share)}. Run more.")
+        raise ValueError(f"held_out_check needs at least three chains. Got {len(share)}. Run more.")
     number = float(1.0 / (share**2).sum())
 
     def p_value(share: np.ndarray) -> float:
         return (1.0 + number * float(weight[used] @ share)) / (1.0 + number)
 
     rng, rows = np.random.default_rng(seed(key)), []
-    for quantity, (predicted, scale, label) in found.items():
-        predicted, scale, label = _labelled(predicted, scale, label)
-        predicted, scale = predicted[used], np.broadcast_to(scale, (len(used), scale.shape[1]))[used]
+    for quantity, of_quantity in found.items():
+        predicted, scale, label = _labelled(*of_quantity, used)
         mean, std = _without(predicted, scale, weight[used], group)
         if not (std > 0).all():
             raise ValueError(f"Every predicted standard deviation of {quantity} must be positive. Got zeros or NaN.")
@@ -211,13 +216,13 @@ def held_out_check(
     return PredictiveCheck(tuple(rows), "held-out", 1.0 / (1.0 + number))
 
 
-def _labelled(predicted: np.ndarray, scale: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What belongs to the ``n`` labels that exist: ``(S, n)``, ``(S or 1, n or 1)`` and ``(n,)``."""
+def _labelled(predicted: np.ndarray, scale: np.ndarray, label: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What belongs to the ``n`` labels that exist, of the samples in use: ``(S, n)``, ``(S, n or 1)`` and ``(n,)``."""
     mask = np.isfinite(label)
     scale = (
         scale.reshape(-1, 1) if scale[0].size == 1 else np.broadcast_to(scale, scale.shape[:1] + mask.shape)[:, mask]
     )
-    return predicted[:, mask], scale, label[mask]
+    return predicted[used][:, mask], np.broadcast_to(scale, (len(used), scale.shape[1]))[used], label[mask]
 
 
 def _without(
@@ -250,7 +255,6 @@ def _compare(
         dof: of Student-t noise.
     """
     (s, n), (centre, std) = predicted.shape, about
-    scale = np.broadcast_to(scale, (s, scale.shape[1]))
     block, number = max(1, AT_ONCE // n), -(-REPLICATES // s)
 
     def blocks(index, labels: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -2,10 +2,10 @@
 
 Frames of eight atoms of silicon, labels of Stillinger–Weber with noise of known size. ``energy`` and ``forces`` are the
 root mean square standard deviation of the predictions of held-out frames, divided by that of NUTS.
-``energy_error`` and ``forces_error`` are relative standard errors of these ratios, from effective sample sizes.
+``energy_error`` and ``forces_error`` are relative standard errors of the spread of the method itself, from effective
+sample sizes; to those of the ratios that of NUTS comes on top.
 
-The noise and the width of the prior are such that the stiffest direction is some thousand times narrower than the
-prior, so that samplers without a full mass matrix can mix, too.
+The noise and the width of the prior were chosen so that samplers without a full mass matrix can mix, too.
 """
 
 import argparse

@@ -74,7 +74,7 @@ def widening(algorithm, data, target, covariance, mean, batch_size, steps):
     return float(np.asarray(samples.params["a"]).var() / covariance[0, 0])
 
 
-@pytest.mark.parametrize(("batch_size", "friction"), [(4, None), (8, 0.5)])
+@pytest.mark.parametrize(("batch_size", "friction"), [(4, None), pytest.param(8, 0.5, marks=pytest.mark.slow)])
 def test_predicted_widening_is_what_sampling_shows(key, batch_size, friction):
     # One dimension, so that the Gaussian calculation is exact but for the change of the noise over the posterior
     # (1/64). 10 240 nearly independent draws: error of the variance 1.4 %.

@@ -109,6 +109,7 @@ def squares(number, side, seed):
     return label(POTENTIAL, POTENTIAL.init(jax.random.key(0)), systems, 4.0)
 
 
+@pytest.mark.slow
 def test_trained_members_are_samples_with_the_score_of_the_ensemble(key):
     data = tree.concatenate([squares(6, side, n) for n, side in enumerate((2.2, 2.4))])
     data = add_noise(jax.random.key(1), data, energy=1e-3, forces=0.02)
