@@ -57,7 +57,7 @@ _NAMES = {
     "simulation.simulate": "simulate propagate",
     "observables.observable": "Observable observe",
     "observables.structure": "rdf adf",
-    "observables.thermodynamics": "temperature energy_per_atom kinetic_energy pressure",
+    "observables.thermodynamics": "temperature energy_per_atom kinetic_energy pressure density heat_capacity",
     "observables.dynamics": "msd",
     "records.interval": "Interval Observed table",
     "uq.intervals": "interval",

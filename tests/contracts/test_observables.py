@@ -9,7 +9,14 @@ from scipy.spatial.transform import Rotation
 from bayespot.observables.dynamics import msd
 from bayespot.observables.observable import average, observe
 from bayespot.observables.structure import adf, rdf
-from bayespot.observables.thermodynamics import energy_per_atom, kinetic_energy, pressure, temperature
+from bayespot.observables.thermodynamics import (
+    density,
+    energy_per_atom,
+    heat_capacity,
+    kinetic_energy,
+    pressure,
+    temperature,
+)
 from bayespot.records.system import System
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.tree import replace
@@ -24,10 +31,13 @@ OBSERVABLES = {
     "kinetic energy": kinetic_energy(),
     "energy": energy_per_atom(),
     "pressure": pressure(),
+    "density": density(),
+    "heat capacity": heat_capacity(0.5, constraints=3),
     "msd": msd(2 * EVERY, EVERY),
     "msd species": msd(2 * EVERY, EVERY, 8),
 }
-RATIOS = {"adf", "adf triplet", "msd", "msd species"}  # not plain means of frames, by definition
+DYNAMICS = {"msd", "msd species"}  # these refuse weights
+RATIOS = {"adf", "adf triplet", "heat capacity", *DYNAMICS}  # not plain means of frames, by definition
 
 
 def trajectory(frames=8, atoms=12, seed=0) -> Trajectory:
@@ -85,7 +95,7 @@ def test_uniform_weights_are_the_plain_mean_of_the_frames(observable):
     np.testing.assert_allclose(value(OBSERVABLES[name], run), combined, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", [n for n in OBSERVABLES if not n.startswith("msd")])  # dynamics refuse weights
+@pytest.mark.parametrize("name", [n for n in OBSERVABLES if n not in DYNAMICS])
 def test_weights_select_frames(name):
     observable = OBSERVABLES[name]
     run = trajectory()
