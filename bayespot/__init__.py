@@ -56,7 +56,7 @@ _NAMES = {
     "simulation.ensemble": "Ensemble nve nvt_langevin nvt_nose_hoover",
     "simulation.simulate": "simulate propagate",
     "observables.observable": "Observable observe",
-    "observables.structure": "rdf adf",
+    "observables.structure": "rdf adf coordination tetrahedral_order",
     "observables.thermodynamics": "temperature energy_per_atom kinetic_energy pressure density heat_capacity",
     "observables.dynamics": "msd",
     "records.interval": "Interval Observed table",

@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from bayespot.observables.dynamics import msd
 from bayespot.observables.observable import average, observe
-from bayespot.observables.structure import adf, rdf
+from bayespot.observables.structure import adf, coordination, rdf, tetrahedral_order
 from bayespot.observables.thermodynamics import (
     density,
     energy_per_atom,
@@ -27,6 +27,10 @@ OBSERVABLES = {
     "rdf pair": rdf(3.0, 20, (14, 8)),
     "adf": adf(3.2, 18),
     "adf triplet": adf(3.6, 18, (8, 14, 14)),
+    "coordination": coordination(4.5),
+    "coordination pair": coordination(3.0, (8, 14)),
+    "tetrahedral order": tetrahedral_order(),
+    "tetrahedral order species": tetrahedral_order(8),  # neighbours beyond half the box
     "temperature": temperature(),
     "kinetic energy": kinetic_energy(),
     "energy": energy_per_atom(),
