@@ -58,7 +58,7 @@ _NAMES = {
     "observables.observable": "Observable observe",
     "observables.structure": "rdf adf coordination tetrahedral_order",
     "observables.thermodynamics": "temperature energy_per_atom kinetic_energy pressure density heat_capacity",
-    "observables.dynamics": "msd",
+    "observables.dynamics": "msd diffusion vacf vibrational_density_of_states",
     "records.interval": "Interval Observed table",
     "uq.intervals": "interval",
     "uq.variance": "block_independence",

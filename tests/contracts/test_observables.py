@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from bayespot.observables.dynamics import msd
+from bayespot.observables.dynamics import diffusion, msd, vacf, vibrational_density_of_states
 from bayespot.observables.observable import average, observe
 from bayespot.observables.structure import adf, coordination, rdf, tetrahedral_order
 from bayespot.observables.thermodynamics import (
@@ -39,8 +39,12 @@ OBSERVABLES = {
     "heat capacity": heat_capacity(0.5, constraints=3),
     "msd": msd(2 * EVERY, EVERY),
     "msd species": msd(2 * EVERY, EVERY, 8),
+    "diffusion": diffusion(EVERY, 2 * EVERY, EVERY),
+    "vacf": vacf(2 * EVERY, EVERY),
+    "vacf species": vacf(2 * EVERY, EVERY, 8),
+    "vdos": vibrational_density_of_states(3 * EVERY, EVERY),
 }
-DYNAMICS = {"msd", "msd species"}  # these refuse weights
+DYNAMICS = {"msd", "msd species", "diffusion", "vacf", "vacf species", "vdos"}  # these refuse weights
 RATIOS = {"adf", "adf triplet", "heat capacity", *DYNAMICS}  # not plain means of frames, by definition
 
 
