@@ -255,7 +255,7 @@ def tetrahedral_order(species: int | None = None) -> Observable:
     Raises:
         ValueError: in ``observe`` for an absent species, or if an atom has fewer than four others around it.
 
-    Reference: Errington and Debenedetti, *Nature* 409, 318 (2001), eq. 1 per atom.
+    Reference: Errington and Debenedetti, *Nature* 409, 318 (2001).
     """
     name = "tetrahedral order" + symbols(None if species is None else (species,))
 

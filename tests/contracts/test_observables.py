@@ -7,6 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from bayespot.observables.dynamics import diffusion, msd, vacf, vibrational_density_of_states
+from bayespot.observables.free_energy import free_energy_profile
 from bayespot.observables.observable import average, observe
 from bayespot.observables.structure import adf, coordination, rdf, tetrahedral_order
 from bayespot.observables.thermodynamics import (
@@ -42,10 +43,11 @@ OBSERVABLES = {
     "diffusion": diffusion(EVERY, 2 * EVERY, EVERY),
     "vacf": vacf(2 * EVERY, EVERY),
     "vacf species": vacf(2 * EVERY, EVERY, 8),
+    "free energy": free_energy_profile(lambda frame: frame.energy, 0.5, -3.0, 3.0, 2),
     "vdos": vibrational_density_of_states(3 * EVERY, EVERY),
 }
 DYNAMICS = {"msd", "msd species", "diffusion", "vacf", "vacf species", "vdos"}  # these refuse weights
-RATIOS = {"adf", "adf triplet", "heat capacity", *DYNAMICS}  # not plain means of frames, by definition
+RATIOS = {"adf", "adf triplet", "heat capacity", "free energy", *DYNAMICS}  # not plain means of frames, by definition
 
 
 def trajectory(frames=8, atoms=12, seed=0) -> Trajectory:
