@@ -36,5 +36,8 @@ GPa = 1e9 / _JOULE_PER_EV * 1e-30
 """One gigapascal [eV/Å³]."""
 bar = 1e-4 * GPa
 
+g_per_cm3 = 1e-27 / _KG_PER_AMU
+"""One gram per cubic centimetre [amu/Å³]."""
+
 coulomb = hartree * bohr
 """Coulomb constant e²/(4πε₀) [eV·Å]."""

@@ -23,7 +23,8 @@ QUICKLY_COMPILED = (
     "potentials/test_dimenet.py", "potentials/test_descriptor_mlp.py", "potentials/test_build.py",
     "targets/test_force_matching.py", "targets/test_species_noise.py", "targets/test_numpyro.py",
     "targets/test_shallow_ensemble.py", "inference/test_laplace.py",
-    "inference/test_anchored.py", "observables/test_structure.py", "simulation/test_neighbor_list.py",
+    "inference/test_anchored.py", "observables/test_structure.py",
+    "observables/test_order.py", "simulation/test_neighbor_list.py",
     "simulation/test_propagate.py", "records/test_posterior.py", "uq/test_predict.py", "uq/test_recalibration.py",
     "uq/test_calculator.py", "uq/test_selection.py",
 )  # fmt: skip

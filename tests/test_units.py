@@ -26,6 +26,7 @@ from bayespot import units
         ("ns", 1e6 * ase.units.fs),
         ("GPa", ase.units.GPa),
         ("bar", ase.units.bar),
+        ("g_per_cm3", 1e-27 * ase.units.kg),
         ("coulomb", ase.units.Hartree * ase.units.Bohr),
     ],
 )
@@ -45,6 +46,7 @@ def test_same_as_ase(name, expected):
         ("fs", 1e-15 * (si.e / si.atomic_mass) ** 0.5 * 1e10),
         ("GPa", 1e9 * 1e-30 / si.e),
         ("bar", 1e5 * 1e-30 / si.e),
+        ("g_per_cm3", 1e-27 / si.atomic_mass),
         ("coulomb", si.e / (4 * si.pi * si.epsilon_0) * 1e10),
     ],
 )

@@ -1,4 +1,9 @@
-"""Dynamics: functions of the time between two frames of the same run, which weights of frames cannot treat."""
+"""Dynamics: functions of the time between two frames of the same run, which weights of frames cannot treat.
+
+Mean-square displacement, diffusion, velocity autocorrelation, vibrational density of states.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +13,7 @@ from jax.core import Tracer
 from bayespot import units
 from bayespot.observables.observable import Observable, Weights, sound
 from bayespot.observables.pairs import require_species, selected, symbols
-from bayespot.records.system import masses
+from bayespot.records.system import System, masses
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.typing import Array, Float
 
@@ -38,37 +43,177 @@ def msd(duration: float, every: float, species: int | None = None) -> Observable
 
     def frame(frame: Frame) -> Float[Array, "N 4"]:
         system = frame.system
-        real = (system.species > 0)[:, None]
-        mass = jnp.where(real, masses(system.species)[:, None], 0.0).astype(system.position.dtype)
-        centre = (mass * jnp.where(real, system.position, 0.0)).sum(0) / mass.sum()
         share = selected(system.species, species).astype(system.position.dtype)
-        return jnp.concatenate([jnp.where(real, system.position - centre, 0.0), share[:, None]], axis=-1)
+        return jnp.concatenate([_about_centre(system, system.position), share[:, None]], axis=-1)
 
     def combine(values: Float[Array, "T N 4"], weights: Weights) -> Float[Array, "lags"]:
         _require_equal(weights, name)
-        frames = values.shape[0]
-        if frames <= lags:
-            raise ValueError(
-                f"{name} up to {lags} frames needs runs and blocks of more than {lags} frames. Got {frames}. "
-                "Shorten `duration`, use fewer `blocks`, or run longer."
-            )
-        x, share = values[..., :3], values[0, :, 3] / values[0, :, 3].sum()
+        return _over_origins(values, np.arange(lags + 1), lambda a, b: (a - b) ** 2, name)
 
-        def at(lag):
-            squared = ((jnp.roll(x, -lag, axis=0) - x) ** 2).sum(-1) @ share
-            origins = jnp.arange(frames) < frames - lag
-            return jnp.where(origins, squared, 0.0).sum() / (frames - lag)
+    return _of_runs(frame, combine, name, "Å²", every, species, np.arange(lags + 1) * every / units.ps, "lag time [ps]")
 
-        return jax.lax.map(at, jnp.arange(lags + 1))
+
+def diffusion(start: float, stop: float, every: float, species: int | None = None) -> Observable:
+    r"""Self-diffusion coefficient [Å²/ps], the slope of the mean-square displacement in a window of lag times,
+
+    .. math:: D = \frac16 \frac{d}{d\tau} \mathrm{MSD}(\tau), \qquad \tau_1 \le \tau \le \tau_2,
+
+    by a least-squares line, all lags weighted alike. The window begins where the motion has become diffusive, past the
+    ballistic part and the rattling in the cage: look at ``msd`` first. 1 Å²/ps = 10⁻⁴ cm²/s.
+
+    The value is that of this periodic box and this thermostat. Hydrodynamic interaction with the images slows the
+    atoms of a liquid: in a cube of edge L, :math:`D_\infty = D + 2.837297\, kT/(6 \pi \eta L)` with the
+    viscosity :math:`\eta` (Yeh and Hummer), often 10 % and more; the correction is left to the user. A Langevin
+    thermostat slows them further: use NVE, Nosé–Hoover, or a friction far below that of the liquid.
+
+    ====================  ===========
+    symbol                argument
+    ====================  ===========
+    :math:`\tau_1`        ``start``
+    :math:`\tau_2`        ``stop``
+    ====================  ===========
+
+    Args:
+        start: shortest lag time of the fit [internal time unit, e.g. ``2 * units.ps``].
+        stop: longest lag time of the fit [internal time unit].
+        every: time between frames [internal time unit]; compared with the trajectory by ``observe``.
+        species: atomic number of the atoms to follow; default all.
+
+    Raises:
+        ValueError: for a window of fewer than two lags; otherwise as ``msd``.
+
+    Reference: Yeh and Hummer, *J. Phys. Chem. B* 108, 15873 (2004).
+    """
+    if every <= 0 or start < 0 or round(stop / every) <= round(start / every):
+        raise ValueError(
+            "diffusion needs every > 0 and a window 0 ≤ start < stop of at least two lags. "
+            f"Got start={start}, stop={stop}, every={every}."
+        )
+    lags = np.arange(round(start / every), round(stop / every) + 1)
+    centred = (lags - lags.mean()) * every / units.ps
+    slope = centred / (centred @ centred)
+    name = "D" + symbols(None if species is None else (species,))
+
+    def combine(values: Float[Array, "T N 4"], weights: Weights) -> Float[Array, ""]:
+        _require_equal(weights, name)
+        squared = _over_origins(values, lags, lambda a, b: (a - b) ** 2, name)
+        return jnp.asarray(slope, squared.dtype) @ squared / 6.0
+
+    return _of_runs(msd(stop, every, species).frame, combine, name, "Å²/ps", every, species)
+
+
+def vacf(duration: float, every: float, species: int | None = None) -> Observable:
+    r"""Velocity autocorrelation function, normalised and mass-weighted, against the lag time,
+
+    .. math:: C(\tau) = \frac{\langle \sum_i m_i\, v_i(t) \cdot v_i(t+\tau) \rangle_t}
+              {\langle \sum_i m_i\, v_i(t)^2 \rangle_t}, \qquad C(0) = 1 .
+
+    The weight :math:`m_i` gives every vibration the same share (equipartition) and drops out where all atoms have one
+    mass; then Green–Kubo is :math:`D = (kT/m) \int_0^\infty C\,d\tau`. The velocity of the centre of mass of all atoms
+    is taken out of every frame. The thermostat acts on the motion, as for ``msd``.
+
+    Args:
+        duration: longest lag time [internal time unit, e.g. ``2 * units.ps``].
+        every: time between frames [internal time unit]; compared with the trajectory by ``observe``.
+        species: atomic number of the atoms to follow; default all.
+
+    Raises:
+        ValueError: as ``msd``. Atoms that do not move give NaN, which ``interval`` refuses.
+
+    Reference: Allen and Tildesley, *Computer Simulation of Liquids*, 2nd ed. (2017), section 2.7.
+    """
+    if every <= 0 or duration < every:
+        raise ValueError(f"vacf needs 0 < every ≤ duration. Got every={every}, duration={duration}.")
+    lags = np.arange(round(duration / every) + 1)
+    name = "VACF" + symbols(None if species is None else (species,))
+
+    def frame(frame: Frame) -> Float[Array, "N 4"]:
+        system = frame.system
+        weight = selected(system.species, species) * masses(system.species).astype(frame.velocity.dtype)
+        return jnp.concatenate([_about_centre(system, frame.velocity), weight[:, None]], axis=-1)
+
+    def combine(values: Float[Array, "T N 4"], weights: Weights) -> Float[Array, "lags"]:
+        _require_equal(weights, name)
+        products = _over_origins(values, lags, lambda a, b: a * b, name)
+        return products / products[0]
+
+    return _of_runs(frame, combine, name, "", every, species, lags * every / units.ps, "lag time [ps]")
+
+
+def vibrational_density_of_states(duration: float, every: float, species: int | None = None) -> Observable:
+    r"""Vibrational density of states [1/THz], the cosine transform of the velocity autocorrelation function,
+
+    .. math:: g(\nu) = 4 \int_0^{\tau_m} C(\tau)\, \cos^2\!\frac{\pi\tau}{2\tau_m}\, \cos(2\pi\nu\tau)\, d\tau,
+              \qquad \int_0^\infty g(\nu)\, d\nu = 1,
+
+    with Hann's window, which keeps the cut at :math:`\tau_m` from making ripples: a sharp line gets the full width
+    :math:`1/\tau_m` at half height. Exact for harmonic vibrations in equilibrium; diffusion shows as
+    :math:`g(0) > 0`. Frequencies beyond half the frame rate appear folded back below it: write frames at least
+    twice per shortest period. A thermostat's friction broadens the lines.
+
+    Args:
+        duration: :math:`\tau_m`, longest lag time [internal time unit, e.g. ``2 * units.ps``].
+        every: time between frames [internal time unit]; compared with the trajectory by ``observe``.
+        species: atomic number of the atoms whose share is wanted, itself normalised to 1; default all.
+
+    Raises:
+        ValueError: as ``vacf``.
+
+    Reference: Dickey and Paskin, *Phys. Rev.* 188, 1407 (1969).
+    """
+    correlation = vacf(duration, every, species)
+    lags = len(correlation.coordinate) - 1
+    step = every / units.ps
+    window = np.cos(0.5 * np.pi * np.arange(lags + 1) / lags) ** 2
+    name = "VDOS" + symbols(None if species is None else (species,))
+
+    def combine(values: Float[Array, "T N 4"], weights: Weights) -> Float[Array, "frequencies"]:
+        _require_equal(weights, name)
+        damped = correlation.combine(values, weights)
+        damped = damped * jnp.asarray(window, damped.dtype)
+        # The even continuation makes the transform a trapezoidal sum, and the sum over all frequencies exactly 1.
+        return 2.0 * step * jnp.fft.rfft(jnp.concatenate([damped, damped[-2:0:-1]])).real
+
+    frequencies = np.arange(lags + 1) / (2 * lags * step)
+    return _of_runs(correlation.frame, combine, name, "1/THz", every, species, frequencies, "frequency [THz]")
+
+
+def _of_runs(frame, combine, name, unit, every, species, coordinate=None, axis="") -> Observable:
+    """An observable of evenly spaced frames, which ``prepare`` checks."""
 
     def prepare(trajectories: Trajectory) -> Observable:
         require_species(trajectories, () if species is None else (species,), name)
         _require_spacing(trajectories, every, name)
         return observable._replace(prepare=None)
 
-    times = np.arange(lags + 1) * every / units.ps
-    observable = Observable(frame, combine, name, "Å²", times, "lag time [ps]", prepare)
+    coordinate = np.zeros(0) if coordinate is None else coordinate
+    observable = Observable(frame, combine, name, unit, coordinate, axis, prepare)
     return observable
+
+
+def _about_centre(system: System, vectors: Float[Array, "N 3"]) -> Float[Array, "N 3"]:
+    """Positions or velocities less those of the centre of mass; zero for padding."""
+    real = (system.species > 0)[:, None]
+    mass = jnp.where(real, masses(system.species)[:, None], 0.0).astype(vectors.dtype)
+    centre = (mass * jnp.where(real, vectors, 0.0)).sum(0) / mass.sum()
+    return jnp.where(real, vectors - centre, 0.0)
+
+
+def _over_origins(values: Float[Array, "T N 4"], lags: np.ndarray, function: Callable, name: str):
+    """Mean over all time origins and, by the weights in the last column, atoms of a function of two instants."""
+    frames, longest = values.shape[0], int(lags[-1])
+    if frames <= longest:
+        raise ValueError(
+            f"{name} up to {longest} frames needs runs and blocks of more than {longest} frames. Got {frames}. "
+            "Shorten the longest lag time, use fewer `blocks`, or run longer."
+        )
+    x, share = values[..., :3], values[0, :, 3] / values[0, :, 3].sum()
+
+    def at(lag):
+        products = function(jnp.roll(x, -lag, axis=0), x).sum(-1) @ share
+        return jnp.where(jnp.arange(frames) < frames - lag, products, 0.0).sum() / (frames - lag)
+
+    return jax.lax.map(at, jnp.asarray(lags))
 
 
 def _require_equal(weights, name: str) -> None:

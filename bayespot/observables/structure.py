@@ -1,6 +1,7 @@
-"""Structure: radial and angular distribution functions."""
+"""Structure: radial and angular distribution functions, coordination number, tetrahedral order."""
 
 from functools import cache, partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,45 @@ def _self_images(system: System, r_max: float, images) -> Float[Array, "n 3"]:
     """Vectors from an atom to its own images; its distance 0 to itself is moved out of range."""
     moves = jnp.asarray(images[1:] or ((0, 0, 0),), system.position.dtype) @ system.box
     return jnp.where(jnp.any(moves != 0, axis=-1, keepdims=True), moves, 2.0 * r_max)
+
+
+def coordination(cutoff: float, pair: tuple[int, int] | None = None) -> Observable:
+    r"""Coordination number: how many neighbours an atom has within a distance, on average over atoms and frames,
+
+    .. math:: n_{ab} = \frac{1}{N_a} \sum_{i \in a} \sum_{j \in b} \#\{ n : 0 < |x_j + n h - x_i| < r_c \}
+              = \frac{N_b}{V} \int_0^{r_c} g_{ab}(r)\, 4\pi r^2\, dr .
+
+    Periodic images count like other atoms, so the cutoff may exceed half the box. The box may be open.
+
+    Args:
+        cutoff: :math:`r_c`, usually the first minimum of the RDF [Å].
+        pair: atomic numbers ``(a, b)``: neighbours b around the atoms a; default all atoms.
+
+    Raises:
+        ValueError: for a cutoff that is not positive; in ``observe`` for an absent species.
+    """
+    if cutoff <= 0:
+        raise ValueError(f"coordination needs cutoff > 0 [Å]. Got {cutoff}.")
+    name = "coordination" + symbols(pair)
+
+    @cache  # the same function for the same images: no second compilation
+    def frame(images: tuple | None):
+        def function(frame: Frame) -> Float[Array, ""]:
+            system = frame.system
+            neighbors = _pair_counts(system, pair, images or NEAREST, cutoff, 1)[0]
+            count = neighbors / selected(system.species, None if pair is None else pair[0]).sum()
+            if images is None:
+                count = jnp.where(cutoff <= half_height(system) * (1 + 1e-6), count, jnp.nan)
+            return count.astype(system.position.dtype)
+
+        return function
+
+    def prepare(trajectories: Trajectory) -> Observable:
+        require_species(trajectories, pair or (), name)
+        return observable._replace(frame=frame(translations(sound_boxes(trajectories), cutoff)), prepare=None)
+
+    observable = Observable(frame(None), average, name, "", prepare=prepare)
+    return observable
 
 
 def adf(cutoff: float, bins: int = 90, triplet: tuple[int, int, int] | None = None) -> Observable:
@@ -199,3 +239,81 @@ def _angle_counts(system: System, triplet, images, cutoff: float, bins: int, cap
     index = jnp.clip(jnp.floor(angle * (bins / np.pi)), 0, bins - 1).astype(jnp.int32)
     counts = jnp.zeros(bins, system.position.dtype).at[index].add(weight.astype(system.position.dtype))
     return counts, found.sum(-1).max()
+
+
+def tetrahedral_order(species: int | None = None) -> Observable:
+    r"""Tetrahedral order of the four nearest neighbours, on average over atoms and frames,
+
+    .. math:: q = 1 - \frac38 \sum_{j<k\le 4} \left( \cos\psi_{jk} + \tfrac13 \right)^2,
+
+    with the angle :math:`\psi_{jk}` that two of the neighbours form at the centre. It is 1 for a regular tetrahedron
+    and 0 on average for neighbours in independent random directions. Periodic images count like other atoms.
+
+    Args:
+        species: atomic number of the centres and of the neighbours, e.g. 8 for the network of water; default all.
+
+    Raises:
+        ValueError: in ``observe`` for an absent species, or if an atom has fewer than four others around it.
+
+    Reference: Errington and Debenedetti, *Nature* 409, 318 (2001).
+    """
+    name = "tetrahedral order" + symbols(None if species is None else (species,))
+
+    @cache  # the same function for the same images: no second compilation
+    def frame(images: tuple | None, radius: float | None):
+        def function(frame: Frame) -> Float[Array, ""]:
+            system = frame.system
+            vectors, distance = _four_nearest(system, species, images or NEAREST)
+            centre = selected(system.species, species)
+            farthest = jnp.where(centre, distance[:, -1], 0.0).max()
+            unit = vectors / jnp.where(jnp.isfinite(distance), distance, 1.0)[..., None]
+            j, k = np.triu_indices(4, 1)
+            cosine = (unit[:, j] * unit[:, k]).sum(-1)
+            q = 1.0 - 0.375 * ((cosine + 1 / 3) ** 2).sum(-1)
+            # Beyond the radius that the images cover, a nearer image may be missing.
+            known = farthest <= (half_height(system) * (1 + 1e-6) if radius is None else radius)
+            mean = jnp.where(centre, q, 0.0).sum() / centre.sum()
+            return jnp.where(known & jnp.isfinite(farthest), mean, jnp.nan).astype(system.position.dtype)
+
+        return function
+
+    def prepare(trajectories: Trajectory) -> Observable:
+        require_species(trajectories, () if species is None else (species,), name)
+        boxes = sound_boxes(trajectories)
+        # With few images the fourth distance is too long, if anything: the images that it reaches are enough.
+        bound = _fourth_distance(trajectories, species, NEAREST)
+        if not np.isfinite(bound):
+            steps = [(0, 1, -1) if length > 0 else (0,) for length in np.abs(boxes).sum((0, 2))]
+            bound = _fourth_distance(trajectories, species, tuple(product(*steps)))
+        if not np.isfinite(bound):
+            raise ValueError(f"{name} needs four other atoms around every atom. Got fewer. Use a larger system.")
+        radius = float(np.ceil(2.0 * bound + 1e-3) / 2.0)  # coarse, so that similar runs share one compilation
+        return observable._replace(frame=frame(translations(boxes, radius), radius), prepare=None)
+
+    observable = Observable(frame(None, None), average, name, "", prepare=prepare)
+    return observable
+
+
+def _four_nearest(system: System, species: int | None, images) -> tuple[Float[Array, "N 4 3"], Float[Array, "N 4"]]:
+    """Vectors to the four nearest atoms of a species, or images of them, and their distances; infinite if missing."""
+    vectors, distance = _neighbor_vectors(system, images, np.inf)
+    distance = jnp.where(jnp.tile(selected(system.species, species), len(images)), distance, jnp.inf)
+    if distance.shape[1] < 4:
+        return jnp.zeros((len(distance), 4, 3), vectors.dtype), jnp.full((len(distance), 4), jnp.inf, vectors.dtype)
+    _, nearest = jax.lax.top_k(-distance, 4)
+    return jnp.take_along_axis(vectors, nearest[..., None], axis=1), jnp.take_along_axis(distance, nearest, axis=1)
+
+
+def _fourth_distance(trajectories: Trajectory, species: int | None, images) -> float:
+    """Longest distance to a fourth neighbour in the sound runs (host)."""
+    systems = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), trajectories.frames.system)
+    longest = np.asarray(_fourth_distances(systems, species=species, images=images))
+    return float(longest.reshape(trajectories.frames.energy.shape)[sound(trajectories)].max(initial=0.5))
+
+
+@partial(jax.jit, static_argnames=("species", "images"))
+def _fourth_distances(systems: System, *, species: int | None, images) -> Float[Array, "T"]:
+    def longest(system):
+        return jnp.where(selected(system.species, species), _four_nearest(system, species, images)[1][:, -1], 0).max()
+
+    return jax.lax.map(longest, systems)

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from bayespot.observables.dynamics import msd
+from bayespot.observables.dynamics import diffusion, msd, vacf, vibrational_density_of_states
+from bayespot.observables.free_energy import free_energy_profile
 from bayespot.observables.observable import average, observe
-from bayespot.observables.structure import adf, rdf
-from bayespot.observables.thermodynamics import energy_per_atom, kinetic_energy, pressure, temperature
+from bayespot.observables.structure import adf, coordination, rdf, tetrahedral_order
+from bayespot.observables.thermodynamics import (
+    density,
+    energy_per_atom,
+    heat_capacity,
+    kinetic_energy,
+    pressure,
+    temperature,
+)
 from bayespot.records.system import System
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.tree import replace
@@ -20,14 +28,26 @@ OBSERVABLES = {
     "rdf pair": rdf(3.0, 20, (14, 8)),
     "adf": adf(3.2, 18),
     "adf triplet": adf(3.6, 18, (8, 14, 14)),
+    "coordination": coordination(4.5),
+    "coordination pair": coordination(3.0, (8, 14)),
+    "tetrahedral order": tetrahedral_order(),
+    "tetrahedral order species": tetrahedral_order(8),  # neighbours beyond half the box
     "temperature": temperature(),
     "kinetic energy": kinetic_energy(),
     "energy": energy_per_atom(),
     "pressure": pressure(),
+    "density": density(),
+    "heat capacity": heat_capacity(0.5, constraints=3),
     "msd": msd(2 * EVERY, EVERY),
     "msd species": msd(2 * EVERY, EVERY, 8),
+    "diffusion": diffusion(EVERY, 2 * EVERY, EVERY),
+    "vacf": vacf(2 * EVERY, EVERY),
+    "vacf species": vacf(2 * EVERY, EVERY, 8),
+    "free energy": free_energy_profile(lambda frame: frame.energy, 0.5, -3.0, 3.0, 2),
+    "vdos": vibrational_density_of_states(3 * EVERY, EVERY),
 }
-RATIOS = {"adf", "adf triplet", "msd", "msd species"}  # not plain means of frames, by definition
+DYNAMICS = {"msd", "msd species", "diffusion", "vacf", "vacf species", "vdos"}  # these refuse weights
+RATIOS = {"adf", "adf triplet", "heat capacity", "free energy", *DYNAMICS}  # not plain means of frames, by definition
 
 
 def trajectory(frames=8, atoms=12, seed=0) -> Trajectory:
@@ -85,7 +105,7 @@ def test_uniform_weights_are_the_plain_mean_of_the_frames(observable):
     np.testing.assert_allclose(value(OBSERVABLES[name], run), combined, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", [n for n in OBSERVABLES if not n.startswith("msd")])  # dynamics refuse weights
+@pytest.mark.parametrize("name", [n for n in OBSERVABLES if n not in DYNAMICS])
 def test_weights_select_frames(name):
     observable = OBSERVABLES[name]
     run = trajectory()

@@ -1,4 +1,4 @@
-"""MSD against ballistic motion and a random walk."""
+"""Dynamics against ballistic motion, a random walk, free Langevin particles and harmonic oscillators."""
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +6,23 @@ import numpy as np
 import pytest
 
 from bayespot import units
-from bayespot.observables.dynamics import msd
+from bayespot.observables.dynamics import diffusion, msd, vacf, vibrational_density_of_states
 from bayespot.observables.observable import observe
-from bayespot.records.system import System
+from bayespot.records.system import System, masses
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.tree import replace
 
 
-def run_of(position, species, every=1.0) -> Trajectory:
+def run_of(position, species, every=1.0, velocity=None) -> Trajectory:
     t, n = position.shape[:2]
     system = System(jnp.asarray(position), jnp.tile(jnp.asarray(species, jnp.int32), (t, 1)), jnp.zeros((t, 3, 3)))
-    frames = Frame(system, jnp.zeros((t, n, 3)), jnp.zeros(t), jnp.full((t, 3, 3), jnp.nan))
+    velocity = jnp.zeros((t, n, 3)) if velocity is None else jnp.asarray(velocity)
+    frames = Frame(system, velocity, jnp.zeros(t), jnp.full((t, 3, 3), jnp.nan))
     return Trajectory(frames, every * jnp.arange(t), jnp.array(0), jnp.array(every * t))
+
+
+def value(observable, run):
+    return np.asarray(observe(observable, run, blocks=1).value[0, 0])
 
 
 def test_ballistic_motion_is_exact_and_drift_does_not_count():
@@ -52,8 +57,109 @@ def test_random_walk_grows_linearly():
     np.testing.assert_allclose(got, 3 * step**2 * np.arange(5) * (1 - 1 / n), rtol=0.055, atol=1e-12)
 
 
-def test_weights_are_refused():
-    observable = msd(2.0, 1.0)
+KT, FRICTION, EVERY, ATOMS, FRAMES = 0.025, 0.2, 0.5, 200, 500
+
+
+@pytest.fixture(scope="module")
+def langevin():
+    """Free particles with friction and noise, by the exact transition density of position and velocity."""
+    rng = np.random.default_rng(7)
+    thermal, decay = KT / float(masses(jnp.array(18))), np.exp(-FRICTION * EVERY)
+    spread = thermal / FRICTION**2 * (2 * FRICTION * EVERY - 3 + 4 * decay - decay**2)
+    common = thermal / FRICTION * (1 - decay) ** 2
+    factor = np.linalg.cholesky([[spread, common], [common, thermal * (1 - decay**2)]])
+    x, v = np.zeros((ATOMS, 3)), np.sqrt(thermal) * rng.normal(size=(ATOMS, 3))
+    position, velocity = [x], [v]
+    for _ in range(FRAMES - 1):
+        noise = np.tensordot(factor, rng.normal(size=(2, ATOMS, 3)), axes=1)
+        x, v = x + (1 - decay) / FRICTION * v + noise[0], decay * v + noise[1]
+        position, velocity = [*position, x], [*velocity, v]
+    return thermal, run_of(np.array(position), [18] * ATOMS, EVERY, np.array(velocity))
+
+
+def langevin_msd(tau, thermal):
+    return 6 * thermal / FRICTION * (tau - (1 - np.exp(-FRICTION * tau)) / FRICTION)
+
+
+def test_msd_and_vacf_of_free_langevin_particles(langevin):
+    thermal, run = langevin
+    tau = EVERY * np.arange(21)
+    # 3 · 200 components over 500 · 0.1 = 50 relaxation times are 30 000 independent squares, relative error
+    # sqrt(2/30 000) = 0.8 %; 5 sigma. Taking out the centre costs 1/N of the MSD and cancels in the VACF. The longest
+    # lags of the MSD have 10 times fewer spans of two relaxation times, but are sums of as many velocities: 2 %.
+    np.testing.assert_allclose(value(vacf(20 * EVERY, EVERY), run), np.exp(-FRICTION * tau), atol=0.04)
+    expected = langevin_msd(tau, thermal) * (1 - 1 / ATOMS)
+    np.testing.assert_allclose(value(msd(20 * EVERY, EVERY), run), expected, rtol=0.1, atol=1e-12)
+
+
+def test_diffusion_of_free_langevin_particles(langevin):
+    thermal, run = langevin
+    lags = np.arange(40, 61)
+    tau = lags * EVERY / units.ps
+    x = np.asarray(run.frames.system.position)
+    single = [((x[lag:] - x[:-lag]) ** 2).sum(-1).mean(0) for lag in lags]
+    each = np.polyfit(tau, np.array(single), 1)[0] / 6  # of every particle: the spread is the error budget
+    error = each.std(ddof=1) / np.sqrt(ATOMS)
+    got = value(diffusion(40 * EVERY, 60 * EVERY, EVERY), run)
+    # The slope between 4 and 6 relaxation times is kT/(mγ) to 0.7 %, which is calculated, not neglected.
+    exact = np.polyfit(tau, langevin_msd(lags * EVERY, thermal), 1)[0] / 6
+    assert exact == pytest.approx(thermal / FRICTION * units.ps, rel=0.01)
+    assert error < 0.06 * exact
+    assert abs(got / (1 - 1 / ATOMS) - exact) < 4.5 * error
+
+
+def test_diffusion_of_ballistic_motion_is_the_slope_of_a_parabola():
+    position = np.arange(9.0)[:, None, None] * np.array([[[0.3, 0, 0], [-0.3, 0, 0]]])
+    # The least-squares line through a parabola at the lags 2, 3, 4 has the slope of the middle, 2 · 3.
+    got = value(diffusion(2.0, 4.0, 1.0), run_of(position, [6, 6]))
+    assert got == pytest.approx(0.3**2 * 2 * 3 / 6 * units.ps, rel=1e-12)
+
+
+def oscillators(frequencies, species, amplitudes, every, frames) -> Trajectory:
+    """Four atoms per kind, the phases a quarter apart: products averaged over them are exact for every time origin."""
+    phase = 0.5 * np.pi * np.arange(4)
+    time = every * np.arange(frames)[:, None]
+    velocity = np.zeros((frames, 4 * len(species), 3))
+    for n, (nu, a) in enumerate(zip(frequencies, amplitudes, strict=True)):
+        velocity[:, 4 * n : 4 * n + 4, n % 3] = a * np.cos(2 * np.pi * nu * time + phase)
+    return run_of(np.zeros_like(velocity), np.repeat(species, 4), every, velocity)
+
+
+def test_vacf_of_harmonic_oscillators_is_the_mass_weighted_cosine():
+    run = oscillators([0.05, 0.13], [1, 8], [0.3, 0.2], 1.0, 30)
+    one, two = (np.cos(2 * np.pi * nu * np.arange(21)) for nu in (0.05, 0.13))
+    share = 1.008 * 0.3**2 / (1.008 * 0.3**2 + 15.999 * 0.2**2)
+    np.testing.assert_allclose(value(vacf(20.0, 1.0), run), share * one + (1 - share) * two, atol=1e-12)
+    np.testing.assert_allclose(value(vacf(20.0, 1.0, 8), run), two, atol=1e-12)
+
+
+def test_vibrational_density_of_states_of_an_oscillator_is_the_transform_of_the_window():
+    every, lags, line = 0.004 * units.ps, 50, 12
+    frequency = line / (2 * lags * every)
+    observable = vibrational_density_of_states(lags * every, every)
+    got = value(observable, oscillators([frequency], [14], [0.2], every, 80))
+    expected = np.zeros(lags + 1)
+    expected[line - 1 : line + 2] = lags * 0.004 * np.array([0.5, 1.0, 0.5])
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+    assert observable.coordinate[line] == pytest.approx(30.0, rel=1e-12)  # THz: 12 half periods in 0.2 ps
+
+
+def test_vibrational_density_of_states_is_normalised_and_agrees_with_a_plain_sum(langevin):
+    _, run = langevin
+    lags = 40
+    observable = vibrational_density_of_states(lags * EVERY, EVERY)
+    got, correlation = value(observable, run), value(vacf(lags * EVERY, EVERY), run)
+    assert np.trapezoid(got, observable.coordinate) == pytest.approx(1.0, rel=1e-12)
+    step = EVERY / units.ps
+    for k in (0, 7, lags):
+        total = 0.5 * correlation[0]
+        for l in range(1, lags + 1):
+            total += correlation[l] * 0.5 * (1 + np.cos(np.pi * l / lags)) * np.cos(np.pi * k * l / lags)
+        assert got[k] == pytest.approx(4 * step * total, rel=1e-10, abs=1e-14)
+
+
+@pytest.mark.parametrize("observable", [msd(2.0, 1.0), vacf(2.0, 1.0), diffusion(1.0, 2.0, 1.0)])
+def test_weights_are_refused(observable):
     values = jnp.ones((4, 2, 4))
     with pytest.raises(ValueError, match="cannot treat"):
         observable.combine(values, np.array([0.1, 0.2, 0.3, 0.4]))
@@ -74,3 +180,11 @@ def test_spacing_length_species_and_arguments_are_checked():
         observe(msd(2.0, 1.0, 14), run, blocks=1)
     with pytest.raises(ValueError, match="every ≤ duration"):
         msd(1.0, 2.0)
+    with pytest.raises(ValueError, match="every ≤ duration"):
+        vacf(2.0, 0.0)
+    with pytest.raises(ValueError, match="at least two lags"):
+        diffusion(2.0, 2.0, 1.0)
+    with pytest.raises(ValueError, match=r"`every` = 0\.5 apart"):
+        observe(vibrational_density_of_states(1.0, 0.5), run, blocks=1)
+    with pytest.raises(ValueError, match="VACF up to 3 frames"):
+        observe(vacf(3.0, 1.0), run, blocks=2)

@@ -1,4 +1,4 @@
-"""Temperature, energies and pressure against closed formulas."""
+"""Temperature, energies, pressure, density and heat capacity against closed formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,14 @@ import pytest
 
 from bayespot import units
 from bayespot.observables.observable import observe
-from bayespot.observables.thermodynamics import energy_per_atom, kinetic_energy, pressure, temperature
+from bayespot.observables.thermodynamics import (
+    density,
+    energy_per_atom,
+    heat_capacity,
+    kinetic_energy,
+    pressure,
+    temperature,
+)
 from bayespot.records.system import System
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.tree import replace
@@ -74,3 +81,66 @@ def test_run_averages_carry_weights_and_chains_of_the_samples():
     np.testing.assert_array_equal(got.chain, [4, 4])
     with pytest.raises(ValueError, match="that drove the runs"):
         observe(energy_per_atom(), gas(atoms=3), samples=samples, blocks=1)
+
+
+def test_density_is_that_of_the_handbook():
+    from ase.build import bulk
+
+    from bayespot.records.system import from_ase
+
+    for atoms, handbook in [(bulk("Si", a=5.4307), 2.329), (bulk("NaCl", "rocksalt", a=5.6402), 2.163)]:
+        one = from_ase(atoms)
+        system = jax.tree.map(lambda x: x[None], one)
+        frames = Frame(system, jnp.zeros((1, 2, 3)), jnp.zeros(1), jnp.zeros((1, 3, 3)))
+        run = Trajectory(frames, jnp.zeros(1), jnp.array(0), jnp.array(0.0))
+        # The four digits of the handbook and of the lattice constant.
+        assert value(density(), run) == pytest.approx(handbook, rel=5e-4)
+
+
+def test_density_needs_a_volume():
+    run = gas(atoms=3)
+    opened = replace(run.frames.system, box=jnp.zeros((1, 3, 3)))
+    with pytest.raises(ValueError, match="density needs a box"):
+        observe(density(), replace(run, frames=replace(run.frames, system=opened)), blocks=1)
+
+
+def einstein_crystal(rng, frames, atoms, kT, stiffness=3.0):
+    """Canonical potential energies of atoms in harmonic wells: U of x drawn from exp(−U/kT)."""
+    x = rng.normal(size=(frames, 3 * atoms)) * np.sqrt(kT / stiffness)
+    return 0.5 * stiffness * (x**2).sum(1)
+
+
+def test_heat_capacity_of_an_einstein_crystal_is_dulong_petit():
+    kT, frames, atoms = 0.04, 5000, 8
+    run = gas(frames, atoms)
+    energy = einstein_crystal(np.random.default_rng(1), frames, atoms, kT) - 5.0 * atoms
+    run = replace(run, frames=replace(run.frames, energy=jnp.asarray(energy)))
+    got = value(heat_capacity(kT), run)
+    # var(U) = 3N/2 (kT)² makes 3/2 of the 3 k_B; U is Gamma-distributed with excess kurtosis 4/N, so that the
+    # variance has the relative standard error sqrt((2 + 4/N)/T) = 2.2 %; 4 sigma.
+    assert got == pytest.approx(3.0, abs=1.5 * 4 * np.sqrt(2.5 / frames))
+    assert got == pytest.approx(1.5 + energy.var(ddof=1) / (atoms * kT**2), rel=1e-9)
+    assert value(heat_capacity(kT, constraints=3), run) == pytest.approx(got - 3 / (2 * atoms), rel=1e-12)
+
+
+def test_heat_capacity_of_reweighted_frames_is_that_of_the_other_potential():
+    kT, parts, frames = 0.04, 20, 2000
+    energy = einstein_crystal(np.random.default_rng(2), parts * frames, 1, kT)
+    other = 1.4 * energy  # of the same frames, with stiffer springs; still 3 k_B
+    observable = heat_capacity(kT)
+
+    def of(u, log_weight):
+        weight = jnp.exp(log_weight - log_weight.max())
+        return observable.combine(jnp.stack([u, jnp.ones_like(u)], axis=1), weight / weight.sum())
+
+    u, log_weight = (jnp.asarray(x.reshape(parts, frames)) for x in (other, (energy - other) / kT))
+    got = np.asarray(jax.jit(jax.vmap(of))(u, log_weight))
+    error = got.std(ddof=1) / np.sqrt(parts)
+    assert error < 0.03
+    assert abs(got.mean() - 3.0) < 4.5 * error  # without weights: 1.5 + 1.96 · 1.5 = 4.44
+
+
+@pytest.mark.parametrize("wrong", [{"kT": 0.0}, {"kT": 0.1, "constraints": -1}])
+def test_arguments_of_the_heat_capacity_are_checked(wrong):
+    with pytest.raises(ValueError, match="kT > 0"):
+        heat_capacity(**wrong)
