@@ -1,11 +1,16 @@
 """Configuration of the tests: float64, two CPU devices, a compilation cache, checks of shapes and of random keys."""
 
 import os
+import sys
 from pathlib import Path
 
 import jax
 import jaxtyping
 import pytest
+
+# Tests start Python anew many times; without bytecode each would compile all modules again, for some seconds.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 jaxtyping.install_import_hook("bayespot", "beartype.beartype")  # before anything imports the package
 

@@ -157,8 +157,8 @@ def expected(
         raise ValueError(f"Need quantities with labels in {data.source}, of {present}. Got {chosen}.")
     if lacking := [q for q in chosen if q not in prediction.members]:
         raise ValueError(f"The prediction must hold what every sample predicts. Got none of {lacking}. Use predict(…).")
-    if unknown := set(noise or {}) - set(QUANTITIES):
-        raise ValueError(f"noise must be by quantity, of {list(QUANTITIES)}. Got {sorted(unknown)}.")
+    if noise is not None and (not isinstance(noise, Mapping) or set(noise) - set(QUANTITIES)):
+        raise ValueError(f"noise must be given by quantity, such as {{'forces': 0.1}}, of {QUANTITIES}. Got {noise}.")
     found = {q: _expected(q, samples, prediction, data, noise or {}) for q in chosen}
     for quantity, (predicted, _, label) in found.items():
         _require_finite(quantity, predicted[:, np.isfinite(label)], np.asarray(weights(samples)) > 0)

@@ -183,7 +183,7 @@ def held_out_check(
         key: random key of the replicates.
         samples, prediction, dof, quantities: as for ``posterior_predictive``.
         data: labels that were not used for training.
-        noise: as for ``posterior_predictive``; 0.0 for exact labels.
+        noise: as for ``posterior_predictive``; ``{"forces": 0.0}`` for exact labels.
 
     Raises:
         ValueError: as ``posterior_predictive``; for fewer than three chains, because draws of one are no independent

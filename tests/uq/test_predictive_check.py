@@ -223,7 +223,7 @@ def test_what_is_refused():
     single = replace(p.samples, chain=jnp.zeros(8, int))
     with pytest.raises(ValueError, match=r"at least three chains\. Got 1"):  # its draws may be correlated
         held_out_check(next(keys), single, replace(p.prediction[0], chain=single.chain), p.data[0])
-    with pytest.raises(ValueError, match=r"noise must be by quantity, of .* Got \['force'\]"):
+    with pytest.raises(ValueError, match=r"noise must be given by quantity, .* Got {'force': 0\.1}"):
         predictive_check(next(keys), *arguments, {"force": 0.1})
 
 
