@@ -187,8 +187,7 @@ def held_out_check(
 
     Raises:
         ValueError: as ``posterior_predictive``; for fewer than three chains, because draws of one are no independent
-            witnesses; where predictions do not differ and there
-            is no noise.
+            witnesses; where predictions do not differ and there is no noise.
 
     Reference: the bound is that of the jackknife+, Barber, Candès, Ramdas and Tibshirani, *Ann. Stat.* 49, 486 (2021),
     theorem 1.
