@@ -37,7 +37,13 @@ ALGORITHMS = {
 }
 
 
-@pytest.fixture(params=ALGORITHMS, name="algorithm")
+# Run with the slow tests only: their parts are all in others.
+ALIKE = ("psgld", "sghmc, control variates")
+
+
+@pytest.fixture(
+    params=[pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in ALGORITHMS], name="algorithm"
+)
 def _algorithm(request):
     return ALGORITHMS[request.param]
 
@@ -77,7 +83,14 @@ def test_one_diverged_chain_leaves_the_others_bit_identical(algorithm, key):
         assert np.array_equal(good.params["a"][chain], bad.params["a"][chain])
 
 
-@pytest.mark.parametrize(("name", "thin"), [("sgld", 1), ("psgld", 1), ("sghmc", 12), ("amagold", 12)])
+@pytest.mark.parametrize(
+    ("name", "thin"),
+    [
+        ("sgld", 1),
+        ("sghmc", 12),
+        *(pytest.param(n, t, marks=pytest.mark.slow) for n, t in (("psgld", 1), ("amagold", 12))),
+    ],
+)
 def test_samplers_share_no_noise_between_chains(name, thin, key):
     # 149 increments of 20 chains started alike: for each of the 190 pairs correlation 0 with standard error 1/√447 =
     # 0.047, below 5.3 of them with probability 1 − 2e-5; their mean within 5 of 0.047/√190. Minibatches differ between

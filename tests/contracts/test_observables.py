@@ -47,6 +47,16 @@ OBSERVABLES = {
     "vdos": vibrational_density_of_states(3 * EVERY, EVERY),
 }
 DYNAMICS = {"msd", "msd species", "diffusion", "vacf", "vacf species", "vdos"}  # these refuse weights
+# Run with the slow tests only: what they do, others do too.
+ALIKE = {
+    "rdf pair",
+    "adf triplet",
+    "coordination pair",
+    "tetrahedral order species",
+    "kinetic energy",
+    "msd species",
+    "vacf species",
+}
 RATIOS = {"adf", "adf triplet", "heat capacity", "free energy", *DYNAMICS}  # not plain means of frames, by definition
 
 
@@ -80,7 +90,11 @@ def values_of(observable, frames):
     return jax.jit(jax.vmap(observable.frame))(frames)
 
 
-@pytest.fixture(params=OBSERVABLES)
+def chosen(names):
+    return [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in names]
+
+
+@pytest.fixture(params=chosen(OBSERVABLES))
 def observable(request):
     return request.param, OBSERVABLES[request.param]
 
@@ -105,15 +119,15 @@ def test_uniform_weights_are_the_plain_mean_of_the_frames(observable):
     np.testing.assert_allclose(value(OBSERVABLES[name], run), combined, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", [n for n in OBSERVABLES if n not in DYNAMICS])
+@pytest.mark.parametrize("name", chosen(n for n in OBSERVABLES if n not in DYNAMICS))
 def test_weights_select_frames(name):
     observable = OBSERVABLES[name]
     run = trajectory()
     prepared = observable.prepare(jax.tree.map(lambda x: x[None, None], run)) if observable.prepare else observable
     values = values_of(prepared, run.frames)
-    weights = np.array([0, 0, 0.5, 0, 0, 0, 0.5, 0.0])
-    two = jnp.array([2, 6])
-    only = replace(run, frames=jax.tree.map(lambda x: x[two], run.frames), time=run.time[two])
+    weights = np.array([0, 0.25, 0.25, 0, 0.25, 0, 0.25, 0.0])
+    four = np.array([1, 2, 4, 6])
+    only = replace(run, frames=jax.tree.map(lambda x: x[four], run.frames), time=run.time[four])
     np.testing.assert_allclose(prepared.combine(values, weights), value(observable, only), rtol=1e-12, atol=1e-14)
 
 

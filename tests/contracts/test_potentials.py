@@ -63,7 +63,7 @@ def parameters(name: str):
         return jax.jit(member(name).potential.init)(jax.random.key(1))
 
 
-@pytest.fixture(params=MEMBERS)
+@pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] * n.endswith("_Ge")) for n in MEMBERS])
 def name(request):
     return request.param
 

@@ -22,7 +22,7 @@ def draws(algorithm, data, target, key, *, chains=64, steps=40_000, batch_size=N
     return np.asarray(samples.params["a"])
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.25])
+@pytest.mark.parametrize("temperature", [1.0, pytest.param(0.25, marks=pytest.mark.slow)])
 def test_sgld_samples_the_exact_posterior(temperature):
     # Step ε λ_max = 0.02, discretisation bias of the variance at most 1 %. Slowest direction ε λ = 0.005: correlation
     # time 2/0.005 = 400 steps, so 64 chains × 36 000 steps hold 5 760 effective draws: relative error of a variance
