@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     quick.add_argument("--test", type=Path, help="held-out frames; default: a seventh of --data")
     quick.add_argument("--quiet", action="store_true", help="no progress bars")
     chosen = parser.parse_args(arguments)
+    if arguments is None:  # Ctrl-C ends the process at once; Python would first wait for all threads
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if chosen.test is not None and chosen.data is None:
         parser.error("--test needs --data")
     for path in (chosen.data, chosen.test):
@@ -33,6 +36,8 @@ def _quickstart(chosen: argparse.Namespace) -> int:
     if jax.config.jax_num_cpu_devices < 1:
         # one device per core: chains and simulations run side by side
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
+    if chosen.fast:  # much is compiled and little computed
+        jax.config.update("jax_disable_most_optimizations", True)
     from bayespot import report
     from bayespot.errors import FailedSamples
     from bayespot.quickstart import FAST, FAST_FILES, quickstart

@@ -5,6 +5,7 @@ can be checked against the truth. With files, held-out errors and calibration ta
 """
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -204,9 +205,11 @@ def run_options(s: Settings) -> dict[str, int | float]:
 
 
 def truth(
-    key: Key, teacher: bp.Potential, start: bp.System, thermostat: bp.Ensemble, s: Settings, measured, progress: bool
+    key: Key, material: Material, thermostat: bp.Ensemble, s: Settings, measured, progress: bool
 ) -> dict[str, np.ndarray]:
     """The teacher's own values, from runs of ``s.truth`` ps in all."""
+    teacher, start = material.teacher, material.start
+    assert teacher is not None
     params = teacher.init(key)
     many = jax.tree.map(lambda x: jnp.broadcast_to(x, (s.truth_runs, *jnp.shape(x))), params)
     teachers = bp.as_samples(many, teacher.spec)
@@ -284,19 +287,21 @@ def quickstart(
     potential = model(material, s)
     target = bp.force_matching(potential, material.train, bp.scaled_normal(1.0), noise)
     target.check(material.test)
-    samples = {"deep ensemble": ensemble_posterior(keys[1], target, material, s, progress)}
-    samples["pSGLD"] = sgld_posterior(keys[2], target, samples["deep ensemble"], material, s, progress)
-    measured = observables(s, material.start)
-    thermostat = langevin(s, s.temperature)
-    true = None
-    if material.teacher is not None:
-        true = truth(keys[3], material.teacher, material.start, thermostat, s, measured, progress)
+    measured, thermostat = observables(s, material.start), langevin(s, s.temperature)
+    shared = (material, thermostat, s, measured, progress)
+    # While one part compiles, which takes a single core, another computes.
+    with ThreadPoolExecutor(3) as pool:
+        true = material.teacher and pool.submit(truth, keys[3], *shared)
+        ensemble = ensemble_posterior(keys[1], target, material, s, progress)
+        parts = {"deep ensemble": pool.submit(consequences, keys[4], potential, ensemble, *shared)}
+        chains = sgld_posterior(keys[2], target, ensemble, material, s, progress)
+        parts["pSGLD"] = pool.submit(consequences, keys[5], potential, chains, *shared)
     found = {}
-    for n, (name, drawn) in enumerate(samples.items()):
+    for name, part in parts.items():
         try:
-            found[name] = consequences(keys[4 + n], potential, drawn, material, thermostat, s, measured, progress)
+            found[name] = part.result()
         except bp.FailedSamples as error:
             warnings.warn(f"{name} is left out of the results. {error}", RuntimeWarning, stacklevel=2)
     if not found:
         raise bp.FailedSamples("Neither posterior gave sound samples. Train longer or on more data.", ())
-    return material, found, true
+    return material, found, true and true.result()

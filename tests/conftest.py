@@ -17,22 +17,10 @@ jaxtyping.install_import_hook("bayespot", "beartype.beartype")  # before anythin
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_disable_most_optimizations", True)  # most programs run once: they take half the time to compile
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-# Their programs are large and run few times: without most of the compiler's optimisations they take half the time.
-QUICKLY_COMPILED = (
-    "test_readme.py", "contracts/test_algorithms.py", "contracts/test_potentials.py", "contracts/test_observables.py",
-    "oracles/test_classical.py",
-    "potentials/test_dimenet.py", "potentials/test_descriptor_mlp.py", "potentials/test_build.py",
-    "targets/test_force_matching.py", "targets/test_species_noise.py", "targets/test_numpyro.py",
-    "targets/test_shallow_ensemble.py", "inference/test_laplace.py",
-    "inference/test_anchored.py", "observables/test_structure.py",
-    "observables/test_order.py", "simulation/test_neighbor_list.py",
-    "simulation/test_propagate.py", "records/test_posterior.py", "uq/test_predict.py", "uq/test_recalibration.py",
-    "uq/test_calculator.py", "uq/test_selection.py",
-)  # fmt: skip
 
 collect_ignore = ["benchmarks"]  # programs, which set JAX up as they need it
 
@@ -41,14 +29,6 @@ def pytest_collection_modifyitems(items):
     """The files with the longest tests first, so that no worker is left alone with them at the end."""
     long = ("test_cli.py", "test_readme.py", "test_ensembles.py")
     items.sort(key=lambda item: item.path.name not in long)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(request):
-    chosen = request.path.as_posix().endswith(QUICKLY_COMPILED)
-    jax.config.update("jax_disable_most_optimizations", chosen)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
