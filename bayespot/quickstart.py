@@ -205,17 +205,15 @@ def run_options(s: Settings) -> dict[str, int | float]:
 
 
 def truth(
-    key: Key, material: Material, thermostat: bp.Ensemble, s: Settings, measured, progress: bool
+    key: Key, teacher: bp.Potential, material: Material, thermostat: bp.Ensemble, s: Settings, measured, progress: bool
 ) -> dict[str, np.ndarray]:
     """The teacher's own values, from runs of ``s.truth`` ps in all."""
-    teacher, start = material.teacher, material.start
-    assert teacher is not None
     params = teacher.init(key)
     many = jax.tree.map(lambda x: jnp.broadcast_to(x, (s.truth_runs, *jnp.shape(x))), params)
     teachers = bp.as_samples(many, teacher.spec)
     options = run_options(s)
     options["steps"] *= max(1, round(s.truth / s.run / s.truth_runs))
-    runs = bp.propagate(key, teacher, teachers, start, thermostat, progress=progress, **options)
+    runs = bp.propagate(key, teacher, teachers, material.start, thermostat, progress=progress, **options)
     return {name: np.asarray(bp.observe(o, runs).value.mean((0, 1))) for name, o in measured.items()}
 
 
@@ -291,7 +289,7 @@ def quickstart(
     shared = (material, thermostat, s, measured, progress)
     # While one part compiles, which takes a single core, another computes.
     with ThreadPoolExecutor(3) as pool:
-        true = material.teacher and pool.submit(truth, keys[3], *shared)
+        true = material.teacher and pool.submit(truth, keys[3], material.teacher, *shared)
         ensemble = ensemble_posterior(keys[1], target, material, s, progress)
         parts = {"deep ensemble": pool.submit(consequences, keys[4], potential, ensemble, *shared)}
         chains = sgld_posterior(keys[2], target, ensemble, material, s, progress)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from bayespot.inference.algorithm import Algorithm
 from bayespot.inference.full_data import full_log_density
-from bayespot.inference.schedules import Schedule
+from bayespot.inference.schedules import StepSize, schedule_of
 from bayespot.inference.target import Batch, Target, require_training_data
 from bayespot.typing import Array, Key, Params, Spec
 
@@ -30,7 +30,7 @@ def from_blackjax(
     kernel,
     spec: Spec,
     *,
-    step_size: Schedule | None = None,
+    step_size: StepSize | None = None,
     temperature: float = 1.0,
     position: Callable[[Any], Params] | None = None,
 ) -> Algorithm:
@@ -39,8 +39,8 @@ def from_blackjax(
     Args:
         kernel: e.g. ``blackjax.hmc(full_log_density(target, data), …)`` or ``blackjax.sgld(gradient_estimator)``.
         spec: of the potential, ``target.spec``.
-        step_size: schedule, for stochastic-gradient kernels only; those are called with minibatch, step size and
-            temperature.
+        step_size: a number or a schedule, for stochastic-gradient kernels only; those are called with minibatch, step
+            size and temperature.
         temperature: handed to such kernels; a full-batch kernel has it in its density.
         position: ``state → parameters``; default the state's ``position``, or the state itself where it has none.
 
@@ -48,6 +48,7 @@ def from_blackjax(
         Reports ``log_density`` as the kernel tells it, not per datum; 0 where it tells none. ``kernel.init`` is called
         with the parameters, and with a key as ``rng_key`` where it demands one by this name.
     """
+    schedule = None if step_size is None else schedule_of(step_size)
     place = position or (lambda state: getattr(state, "position", state))
 
     def init(key: Key, params: Params) -> KernelState:
@@ -55,10 +56,10 @@ def from_blackjax(
         return KernelState(state, (), jnp.zeros((), jnp.int32))
 
     def step(key: Key, state: KernelState, batch: Batch):
-        if step_size is None:
+        if schedule is None:
             inner, info = kernel.step(_raw(key), state.kernel)
         else:
-            inner, info = kernel.step(_raw(key), state.kernel, batch, step_size(state.step), temperature), None
+            inner, info = kernel.step(_raw(key), state.kernel, batch, schedule(state.step), temperature), None
         out = {"log_density": getattr(inner, "logdensity", jnp.zeros(())), **_told(info)}
         return KernelState(inner, state.tuned, state.step + 1), out
 

@@ -22,7 +22,6 @@ Reference:
     Garriga-Alonso and Fortuin, arXiv:2102.01691 (2021); Zhang, Cooper and De Sa, AISTATS (2020), arXiv:2003.00193.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ from bayespot.inference.algorithm import Algorithm
 from bayespot.inference.dynamics import at_times, drifted, roots, thermal, thermostat
 from bayespot.inference.full_data import full_value
 from bayespot.inference.preconditioner import Preconditioner, fixed, identity
+from bayespot.inference.schedules import StepSize, schedule_of
 from bayespot.inference.target import Batch, Target, TargetState, require_training_data
 from bayespot.tree import length as number_of
 from bayespot.tree import noise, take, total
@@ -57,7 +57,7 @@ class CorrectedState(NamedTuple):
 def sggmc(
     target: Target,
     data: Batch,
-    step_size: Callable,
+    step_size: StepSize,
     *,
     friction: float,
     length: int = 10,
@@ -69,7 +69,7 @@ def sggmc(
     Args:
         target: log density per datum.
         data: the training data, all of which each test sees.
-        step_size: schedule ``step → h``, constant within a trajectory.
+        step_size: a number, or a schedule ``step → h``, constant within a trajectory.
         friction: γ, per unit of h; the momentum forgets after 1/γh steps.
         length: steps between tests. Draw at multiples of it (``thin``, ``burn_in``); in between, the start counts.
         temperature: of the posterior.
@@ -110,7 +110,7 @@ def sggmc(
 def amagold(
     target: Target,
     data: Batch,
-    step_size: Callable,
+    step_size: StepSize,
     *,
     friction: float,
     length: int = 10,
@@ -143,7 +143,7 @@ def _corrected(target, data, step_size, friction, length, temperature, diagonal,
     """The part that both share: trajectories, and the test at the end of each."""
     if not friction > 0 or length < 1:
         raise ValueError(f"Need friction > 0 and length ≥ 1. Got {friction=}, {length=}.")
-    heat = thermostat(temperature, target.size)
+    heat, schedule = thermostat(temperature, target.size), schedule_of(step_size)
     scaling: Preconditioner = identity() if diagonal is None else fixed(diagonal)
     whole = full_value(target, data)
 
@@ -159,7 +159,7 @@ def _corrected(target, data, step_size, friction, length, temperature, diagonal,
     def step(key: Key, state: CorrectedState, batch: Batch):
         key_move, key_test = jax.random.split(key)
         _check_epoch(number_of(batch), target.size, length)
-        h = step_size(state.step - state.step % length)
+        h = schedule(state.step - state.step % length)
         kT = heat(state.step)
         root = roots(scaling, scaling.init(state.params))
         params, momentum, work, inner, info = advance(key_move, state, batch, h, root, kT)

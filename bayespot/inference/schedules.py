@@ -9,6 +9,9 @@ from bayespot.typing import Scalar
 
 Schedule = Callable[[Scalar], Scalar]
 
+StepSize = float | Schedule
+"""A number, which stays, or a schedule."""
+
 Temperature = float | Scalar | Schedule
 """Of the posterior: a number, or a schedule of it."""
 
@@ -16,6 +19,19 @@ Temperature = float | Scalar | Schedule
 def constant(value: float) -> Schedule:
     """The same step size for ever."""
     return lambda step: jnp.full_like(jnp.asarray(step, jnp.result_type(float)), value)
+
+
+def schedule_of(step_size: StepSize) -> Schedule:
+    """A number as the schedule that is constant.
+
+    Raises:
+        ValueError: for a number that is not positive.
+    """
+    if callable(step_size):
+        return step_size
+    if not step_size > 0:
+        raise ValueError(f"A step size must be positive. Got {step_size}.")
+    return constant(step_size)
 
 
 def polynomial(first: float, last: float, steps: int, power: float = 0.33) -> Schedule:

@@ -25,7 +25,6 @@ Reference:
     eXpress 2013, 34 (2013).
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,7 +34,7 @@ import jax.numpy as jnp
 from bayespot.inference.algorithm import Algorithm
 from bayespot.inference.dynamics import drifted, roots, thermal, thermostat
 from bayespot.inference.preconditioner import Preconditioner, identity
-from bayespot.inference.schedules import Temperature
+from bayespot.inference.schedules import StepSize, Temperature, schedule_of
 from bayespot.inference.target import Batch, Target, TargetState, require_training_data
 from bayespot.tree import noise
 from bayespot.typing import Array, Key, Params
@@ -53,7 +52,7 @@ class SGHMCState(NamedTuple):
 
 def sghmc(
     target: Target,
-    step_size: Callable,
+    step_size: StepSize,
     *,
     friction: float,
     temperature: Temperature = 1.0,
@@ -63,17 +62,17 @@ def sghmc(
 
     Args:
         target: log density per datum.
-        step_size: schedule ``step → h``. In the limit of large friction it moves like SGLD with ε = h/γ.
+        step_size: a number, or a schedule ``step → h``. In the limit of large friction it moves like SGLD with ε = h/γ.
         friction: γ, per unit of h. The momentum forgets after 1/γh steps, of which 10 to 100 are usual.
         temperature: of the posterior, or a schedule of it; below 1 it is colder (narrower) than Bayes'.
         preconditioner: diagonal G, an inverse mass; default none.
 
     Raises:
-        ValueError: for a friction or a temperature that is not positive.
+        ValueError: for a step size, friction or temperature that is not positive.
     """
     if not friction > 0:
         raise ValueError(f"friction must be positive. Got {friction}. A usual value is 0.1 / step size.")
-    heat = thermostat(temperature, target.size)
+    heat, schedule = thermostat(temperature, target.size), schedule_of(step_size)
     scaling = preconditioner or identity()
 
     def init(key: Key, params: Params) -> SGHMCState:
@@ -84,7 +83,7 @@ def sghmc(
 
     def step(key: Key, state: SGHMCState, batch: Batch):
         key_target, key_noise = jax.random.split(key)
-        h, root = step_size(state.step), roots(scaling, state.preconditioner)
+        h, root = schedule(state.step), roots(scaling, state.preconditioner)
         middle = drifted(state.params, 0.5 * h, root, state.momentum)
         value, gradient, target_state, info = target.value_and_grad(key_target, middle, state.target, batch)
         inner = scaling.update(state.preconditioner, gradient, state.step)

@@ -20,7 +20,6 @@ Reference:
     Welling and Teh, ICML (2011), eq. 4; Li et al., AAAI (2016), arXiv:1512.07666.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 from bayespot.inference.algorithm import Algorithm
 from bayespot.inference.dynamics import thermostat
 from bayespot.inference.preconditioner import Preconditioner, identity
-from bayespot.inference.schedules import Temperature
+from bayespot.inference.schedules import StepSize, Temperature, schedule_of
 from bayespot.inference.target import Batch, Target, TargetState, require_training_data
 from bayespot.tree import noise
 from bayespot.typing import Array, Key, Params
@@ -47,7 +46,7 @@ class SGLDState(NamedTuple):
 
 def sgld(
     target: Target,
-    step_size: Callable,
+    step_size: StepSize,
     *,
     temperature: Temperature = 1.0,
     preconditioner: Preconditioner | None = None,
@@ -56,14 +55,14 @@ def sgld(
 
     Args:
         target: log density per datum.
-        step_size: schedule ``step → ε``, e.g. ``polynomial(1e-3, 1e-4, steps)``.
+        step_size: a number, or a schedule ``step → ε``, e.g. ``polynomial(1e-3, 1e-4, steps)``.
         temperature: of the posterior, or a schedule of it; below 1 it is colder (narrower) than Bayes'.
         preconditioner: diagonal G; default none.
 
     Raises:
-        ValueError: for a temperature that is not positive.
+        ValueError: for a temperature or step size that is not positive.
     """
-    heat = thermostat(temperature, target.size)
+    heat, schedule = thermostat(temperature, target.size), schedule_of(step_size)
     scaling = preconditioner or identity()
 
     def init(key: Key, params: Params) -> SGLDState:
@@ -73,7 +72,7 @@ def sgld(
         key_target, key_noise = jax.random.split(key)
         value, gradient, target_state, info = target.value_and_grad(key_target, state.params, state.target, batch)
         inner = scaling.update(state.preconditioner, gradient, state.step)
-        epsilon = step_size(state.step)
+        epsilon = schedule(state.step)
         spread = jnp.sqrt(2 * epsilon * heat(state.step))
 
         def move(x, g, diagonal, xi):

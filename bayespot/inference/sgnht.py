@@ -29,7 +29,6 @@ Reference:
     arXiv:1505.06889, here with one gradient in the middle.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,7 +38,7 @@ import jax.numpy as jnp
 from bayespot.inference.algorithm import Algorithm
 from bayespot.inference.dynamics import drifted, roots, thermal, thermostat
 from bayespot.inference.preconditioner import Preconditioner, identity
-from bayespot.inference.schedules import Temperature
+from bayespot.inference.schedules import StepSize, Temperature, schedule_of
 from bayespot.inference.target import Batch, Target, TargetState, require_training_data
 from bayespot.tree import noise, total
 from bayespot.typing import Array, Key, Params
@@ -60,7 +59,7 @@ class SGNHTState(NamedTuple):
 
 def sgnht(
     target: Target,
-    step_size: Callable,
+    step_size: StepSize,
     *,
     friction: float,
     relaxation: float,
@@ -72,7 +71,7 @@ def sgnht(
 
     Args:
         target: log density per datum.
-        step_size: schedule ``step → h``.
+        step_size: a number, or a schedule ``step → h``.
         friction: γ, per unit of h, without gradient noise.
         relaxation: τ, the time in which ξ reacts, 10 h to 100 h as a rule. The spread of ξ is 1/(τ √d).
         temperature: of the posterior, or a schedule of it (never 0 here).
@@ -80,14 +79,15 @@ def sgnht(
         thermostats: ``"global"`` (one ξ) or ``"leaf"`` (one for every array of parameters).
 
     Raises:
-        ValueError: for a friction, relaxation or temperature that is not positive, or another kind of thermostats.
+        ValueError: for a step size, friction, relaxation or temperature that is not positive, or another kind of
+            thermostats.
     """
     if not friction > 0 or not relaxation > 0 or thermostats not in THERMOSTATS:
         raise ValueError(
             f"Need friction > 0, relaxation > 0, thermostats from {THERMOSTATS}. "
             f"Got {friction}, {relaxation}, {thermostats!r}."
         )
-    heat = thermostat(temperature, target.size)
+    heat, schedule = thermostat(temperature, target.size), schedule_of(step_size)
     scaling = preconditioner or identity()
 
     def init(key: Key, params: Params) -> SGNHTState:
@@ -99,7 +99,7 @@ def sgnht(
 
     def step(key: Key, state: SGNHTState, batch: Batch):
         key_target, key_noise = jax.random.split(key)
-        h, kT, root = step_size(state.step), heat(state.step), roots(scaling, state.preconditioner)
+        h, kT, root = schedule(state.step), heat(state.step), roots(scaling, state.preconditioner)
         middle = drifted(state.params, 0.5 * h, root, state.momentum)
         value, gradient, target_state, info = target.value_and_grad(key_target, middle, state.target, batch)
         inner = scaling.update(state.preconditioner, gradient, state.step)

@@ -84,7 +84,7 @@ def long_truth(s: Settings) -> dict[str, np.ndarray]:
     material = teacher_material(jax.random.fold_in(key, 0), s, True)
     measured = observables(s, material.start)
     s = s._replace(truth=10 * s.truth)
-    return truth(jax.random.fold_in(key, 1), material, langevin(s, s.temperature), s, measured, True)
+    return truth(jax.random.fold_in(key, 1), material.teacher, material, langevin(s, s.temperature), s, measured, True)
 
 
 def one_seed(seed: int, s: Settings, true: dict[str, np.ndarray]) -> dict:

@@ -83,6 +83,28 @@ def test_one_diverged_chain_leaves_the_others_bit_identical(algorithm, key):
         assert np.array_equal(good.params["a"][chain], bad.params["a"][chain])
 
 
+STEPPED = {
+    "sgld": lambda h: sgld(TARGET, h),
+    "sghmc": lambda h: sghmc(TARGET, h, friction=1.0),
+    "sgnht": lambda h: sgnht(TARGET, h, friction=1.0, relaxation=2.0),
+    "sggmc": lambda h: sggmc(TARGET, DATA, h, friction=1.0, length=4),
+    "amagold": lambda h: amagold(TARGET, DATA, h, friction=1.0, length=4),
+}
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_step_size_may_be_a_number(name):
+    for wrong in (0.0, -0.1, np.nan):
+        with pytest.raises(ValueError, match="step size must be positive"):
+            STEPPED[name](wrong)
+    start = TARGET.initial(jax.random.key(9))
+    number, schedule = (STEPPED[name](h) for h in (0.1, constant(0.1)))
+    one, two = (
+        jax.jit(a.step)(jax.random.key(7), a.init(jax.random.key(8), start), DATA)[0] for a in (number, schedule)
+    )
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), number.params(one), schedule.params(two)))
+
+
 @pytest.mark.parametrize(
     ("name", "thin"),
     [

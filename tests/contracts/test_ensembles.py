@@ -43,7 +43,15 @@ def replicas(ensemble, seed):
     return 0.5 * (mass * runs.frames.velocity[0] ** 2).sum((-1, -2)), runs.frames.energy[0]
 
 
-@pytest.fixture(scope="module", params=CANONICAL)
+@pytest.fixture(scope="module", autouse=True)
+def _optimised():
+    """Here it is the runs that take long, not their compilation."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module", params=["langevin", pytest.param("nose-hoover", marks=pytest.mark.slow)])
 def canonical(request):
     make = CANONICAL[request.param]
     return make(COLD), make(HOT), replicas(make(COLD), 1), replicas(make(HOT), 2)

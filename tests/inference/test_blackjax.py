@@ -11,7 +11,6 @@ import pytest
 from bayespot.inference.blackjax import from_blackjax, hmc, mclmc, nuts
 from bayespot.inference.full_data import full_log_density
 from bayespot.inference.infer import infer
-from bayespot.inference.schedules import constant
 from bayespot.inference.target import initial
 from tests.oracles.linear_model import make
 
@@ -53,7 +52,7 @@ def test_any_kernel_of_blackjax():
     def gradient(params, batch):  # of the full log posterior, which is blackjax's convention
         return jax.tree.map(lambda g: 32 * g, TARGET.value_and_grad(jax.random.key(0), params, (), batch)[1])
 
-    kernel = from_blackjax(blackjax.sgld(gradient), TARGET.spec, step_size=constant(2e-4))
+    kernel = from_blackjax(blackjax.sgld(gradient), TARGET.spec, step_size=2e-4)
     samples = draws(kernel, chains=32, steps=2400, burn_in=400, thin=20, batch_size=32)
     # ελ_max = 2e-4 × 128 = 0.026, slowest 1/ελ = 150 steps: some 32 × 13 independent draws, 7 % each
     np.testing.assert_allclose(np.asarray(samples.params["a"]).var(0), np.diag(COVARIANCE), rtol=0.3)
