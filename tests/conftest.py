@@ -31,6 +31,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in long)
 
 
+@pytest.fixture(scope="module")
+def optimised():
+    """All of the compiler's optimisations, for files whose runs take longer than their compilation."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real data sets, from ``BAYESPOT_DATA``; without it the test is skipped."""

@@ -15,6 +15,7 @@ from bayespot.simulation.ensemble import momenta, nve, nvt_langevin, nvt_nose_ho
 from bayespot.simulation.simulate import propagate, simulate
 from bayespot.tree import stack
 
+pytestmark = pytest.mark.usefixtures("optimised")
 FS, kB = units.fs, units.kB
 ARGON = lennard_jones(sigma=3.4, epsilon=0.0104, cutoff=5.0)
 PARAMS = {"sigma": jnp.array(3.4), "epsilon": jnp.array(0.0104)}
@@ -41,14 +42,6 @@ def replicas(ensemble, seed):
     )  # fmt: skip
     mass = np.asarray(masses(START.species))[:, None]
     return 0.5 * (mass * runs.frames.velocity[0] ** 2).sum((-1, -2)), runs.frames.energy[0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _optimised():
-    """Here it is the runs that take long, not their compilation."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module", params=["langevin", pytest.param("nose-hoover", marks=pytest.mark.slow)])

@@ -22,6 +22,7 @@ from bayespot.inference.sgnht import sgnht
 from bayespot.inference.target import Target
 from tests.oracles.linear_model import in_two_leaves, make
 
+pytestmark = pytest.mark.usefixtures("optimised")
 ROWS = 32
 DATA, ONE_LEAF, MEAN, COVARIANCE = make(rows=ROWS)
 TARGET = in_two_leaves(ONE_LEAF)
