@@ -98,11 +98,16 @@ def test_a_step_size_may_be_a_number(name):
         with pytest.raises(ValueError, match="step size must be positive"):
             STEPPED[name](wrong)
     start = TARGET.initial(jax.random.key(9))
-    number, schedule = (STEPPED[name](h) for h in (0.1, constant(0.1)))
-    one, two = (
-        jax.jit(a.step)(jax.random.key(7), a.init(jax.random.key(8), start), DATA)[0] for a in (number, schedule)
-    )
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), number.params(one), schedule.params(two)))
+
+    def after_one_step(h):
+        algorithm = STEPPED[name](h)
+        return jax.jit(algorithm.step)(jax.random.key(7), algorithm.init(jax.random.key(8), start), DATA)[0]
+
+    def same(one, two):
+        return jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, two))
+
+    assert same(after_one_step(0.1), after_one_step(constant(0.1)))
+    assert not same(after_one_step(0.1), after_one_step(0.05))
 
 
 @pytest.mark.parametrize(
