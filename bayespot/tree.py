@@ -9,6 +9,8 @@ from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from bayespot.typing import Array, Key, PyTree
 
@@ -75,19 +77,39 @@ def name_of(path) -> str:
     return "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
 
 
+def _on_host(*arrays) -> bool:
+    """Whether these are numbers in the memory of a CPU: what NumPy does with them takes no compilation."""
+    return all(
+        isinstance(x, jax.Array)
+        and not isinstance(x, Tracer)
+        and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        and all(device.platform == "cpu" for device in x.devices())
+        for x in arrays
+    )
+
+
 def take(tree: PyTree, index) -> PyTree:
     """Index the leading axis of every leaf."""
-    return jax.tree.map(lambda x: x[index], tree)
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(index)):
+        return jax.tree.map(lambda x: x[index], tree)
+    rows = np.asarray(index) if isinstance(index, jax.Array) else index
+    return jax.tree.map(lambda x: jax.device_put(np.asarray(x)[rows]) if _on_host(x) else x[index], tree)
 
 
 def stack(trees) -> PyTree:
     """Stack trees along a new leading axis."""
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
+    return jax.tree.map(lambda *xs: _joined(np.stack, jnp.stack, xs), *trees)
 
 
 def concatenate(trees) -> PyTree:
     """Concatenate trees along the leading axis."""
-    return jax.tree.map(lambda *xs: jnp.concatenate(xs), *trees)
+    return jax.tree.map(lambda *xs: _joined(np.concatenate, jnp.concatenate, xs), *trees)
+
+
+def _joined(host, device, arrays):
+    if _on_host(*arrays) and len({x.dtype for x in arrays}) == 1:
+        return jax.device_put(host([np.asarray(x) for x in arrays]))
+    return device(arrays)
 
 
 def total(terms: Iterable[Array]) -> Array:

@@ -20,14 +20,14 @@ def by_chain(samples: PosteriorSamples, values: Float[Array, "S *shape"]) -> Flo
     Raises:
         ValueError: if chains differ in their number of draws, or there are not as many values as samples.
     """
-    chain, values = np.asarray(samples.chain), jnp.asarray(values)
+    chain, values = np.asarray(samples.chain), np.asarray(values)
     if values.shape[0] != len(chain):
         raise ValueError(f"Need one value for each of the {len(chain)} samples. Got {values.shape[0]}.")
     names, counts = np.unique(chain, return_counts=True)
     if len(set(counts)) != 1:
         raise ValueError(f"Chains must have equally many draws. Got {counts.tolist()}. Drop whole chains instead.")
     order = np.lexsort((np.asarray(samples.draw), chain))
-    return values[order].reshape(len(names), counts[0], *values.shape[1:])
+    return jnp.asarray(values[order].reshape(len(names), counts[0], *values.shape[1:]))
 
 
 def checked(samples: PosteriorSamples, values: Float[Array, "S *shape"], name: str) -> Float[Array, "C D *shape"]:

@@ -92,9 +92,7 @@ def infer(
     plan = _plan(steps, burn_in, thin, keep)
     size = chains_at_once or default_batch_size(chains)
     segment = _segment(algorithm._replace(spec=()), size)
-    keys = jax.vmap(lambda c: jax.random.split(jax.random.fold_in(key, c)))(jnp.arange(chains))
-    begin = jax.jit(lambda k, p: over_batches(lambda b: each(algorithm.init, size)(*b), (k, p), batch_size=size))
-    keys, states = keys[:, 1], begin(keys[:, 0], params)
+    keys, states = _beginning(algorithm.init, size)(key, params)
     run = _Run(states, _Host(np.zeros(chains, np.int32), np.zeros(chains), np.array(False), [], [], {}))
     store = None
     if checkpoint:
@@ -207,6 +205,18 @@ def _plan(steps: int, burn_in: int, thin: int, keep: Callable[[int], bool] | Non
 
 
 @lru_cache(maxsize=8)
+def _beginning(init: Callable, size: int) -> Callable:
+    """Compiled: ``(key, params) → keys, states`` of all chains."""
+
+    def begin(key, params):
+        keys = jax.vmap(lambda c: jax.random.split(jax.random.fold_in(key, c)))(jnp.arange(length(params)))
+        states = over_batches(lambda batch: each(init, size)(*batch), (keys[:, 0], params), batch_size=size)
+        return keys[:, 1], states
+
+    return jax.jit(begin)
+
+
+@lru_cache(maxsize=8)
 def _segment(algorithm: Algorithm, size: int) -> Callable:
     """Compiled: ``count`` steps of all chains from step ``first`` on; indices are padded to the longest segment.
 
@@ -281,16 +291,16 @@ def _samples(algorithm: Algorithm, run: _Run) -> PosteriorSamples:
     number = len(draws)
 
     def per_sample(x):  # (D, C, ...) → (C * D, ...)
-        return jnp.asarray(np.swapaxes(np.stack(x), 0, 1).reshape(chains * number, *np.shape(x[0])[1:]))
+        return jax.device_put(np.swapaxes(np.stack(x), 0, 1).reshape(chains * number, *np.shape(x[0])[1:]))
 
     curves = {k: np.repeat(np.stack(v, 1), number, 0) for k, v in history.items()}
     return PosteriorSamples(
         params=jax.tree.map(lambda *x: per_sample(x), *draws),
-        log_weight=jnp.zeros(chains * number),
-        chain=jnp.repeat(jnp.arange(chains), number),
-        draw=jnp.tile(jnp.arange(number), chains),
+        log_weight=jax.device_put(np.zeros(chains * number)),
+        chain=jax.device_put(np.repeat(np.arange(chains), number)),
+        draw=jax.device_put(np.tile(np.arange(number), chains)),
         log_density=per_sample(densities),
-        status=jnp.repeat(jnp.asarray(status), number),
+        status=jax.device_put(np.repeat(status, number)),
         history=jax.tree.map(jnp.asarray, curves),
         spec=json.dumps(algorithm.spec),
     )

@@ -58,7 +58,7 @@ def swag(key: Key, iterates: PosteriorSamples, *, draws: int = 32, rank: int = 2
             f"Need at least one draw, and rank between 2 and the number of iterates per chain, {counts.min()}. "
             f"Got {draws=}, {rank=}. Keep more iterates with a smaller thin in infer, or lower rank."
         )
-    vectors = jax.vmap(lambda params: ravel_pytree(params)[0])(sound.params)
+    vectors = np.asarray(jax.jit(jax.vmap(lambda params: ravel_pytree(params)[0]))(sound.params))
     _, back = ravel_pytree(take(sound.params, 0))
     order = np.argsort(np.asarray(sound.draw), kind="stable")
     parts = []
@@ -70,11 +70,11 @@ def swag(key: Key, iterates: PosteriorSamples, *, draws: int = 32, rank: int = 2
     last = np.concatenate([np.flatnonzero(chain == name)[-1:] for name in names])
     repeated = take(sound, np.repeat(last, draws))
     return PosteriorSamples(
-        params=jax.vmap(back)(jnp.asarray(np.concatenate(parts), vectors.dtype)),
-        log_weight=jnp.zeros_like(repeated.log_weight),
+        params=jax.jit(jax.vmap(back))(jnp.asarray(np.concatenate(parts), vectors.dtype)),
+        log_weight=jax.device_put(np.zeros_like(repeated.log_weight)),
         chain=repeated.chain,
-        draw=jnp.asarray(np.tile(np.arange(draws), len(names)), repeated.draw.dtype),
-        log_density=jnp.full_like(repeated.log_density, jnp.nan),
+        draw=jax.device_put(np.tile(np.arange(draws), len(names)).astype(repeated.draw.dtype)),
+        log_density=jax.device_put(np.full_like(repeated.log_density, np.nan)),
         status=repeated.status,
         history=repeated.history,
         spec=iterates.spec,

@@ -103,18 +103,18 @@ def observe(
     )
     if observable.prepare is not None:
         observable = observable.prepare(trajectories)
-    runs = jax.tree.map(lambda x: x.reshape(s * r, *x.shape[2:]), trajectories.frames)
     size = default_batch_size(s * r) if batch_size is None else batch_size
     parts = _parts(t - discard, blocks)
-    value, block = _averages(runs, frame=observable.frame, combine=observable.combine, parts=parts, batch_size=size)
-    coordinate = jnp.asarray(observable.coordinate, value.dtype)
+    form = {"frame": observable.frame, "combine": observable.combine, "parts": parts, "batch_size": size}
+    value, block = _averages(trajectories.frames, **form)
+    coordinate = np.asarray(observable.coordinate, value.dtype)
     return Observed(
-        value=value.reshape(s, r, *value.shape[1:]),
-        blocks=block.reshape(s, r, *block.shape[1:]),
-        coordinate=jnp.broadcast_to(coordinate, (s, *coordinate.shape)),
+        value=value,
+        blocks=block,
+        coordinate=jax.device_put(np.broadcast_to(coordinate, (s, *coordinate.shape))),
         status=trajectories.status,
-        log_weight=jnp.zeros(s, value.dtype) if samples is None else samples.log_weight,
-        chain=jnp.arange(s) if samples is None else samples.chain,
+        log_weight=jax.device_put(np.zeros(s, value.dtype)) if samples is None else samples.log_weight,
+        chain=jax.device_put(np.arange(s)) if samples is None else samples.chain,
         name=observable.name,
         unit=observable.unit,
         axis=observable.axis,
@@ -145,7 +145,8 @@ def _parts(frames: int, blocks: int) -> tuple[tuple[int, int], ...]:
 
 @partial(jax.jit, static_argnames=("frame", "combine", "parts", "batch_size"))
 def _averages(runs: Frame, *, frame, combine, parts, batch_size):
-    """Averages over whole runs ``(n, ...)`` and over their parts ``(n, B, ...)``; the frames of a run one by one."""
+    """Averages over whole runs ``(S, R, ...)`` and over their parts ``(S, R, B, ...)``; frames of a run one by one."""
+    s, r = runs.energy.shape[:2]
 
     def run(frames):
         values = jax.lax.map(frame, frames)
@@ -155,4 +156,6 @@ def _averages(runs: Frame, *, frame, combine, parts, batch_size):
 
         return over(0, parts[-1][1]), jnp.stack([over(*part) for part in parts])
 
-    return over_batches(jax.vmap(run), runs, batch_size=batch_size)
+    flat = jax.tree.map(lambda x: x.reshape(s * r, *x.shape[2:]), runs)
+    found = over_batches(jax.vmap(run), flat, batch_size=batch_size)
+    return jax.tree.map(lambda x: x.reshape(s, r, *x.shape[1:]), found)

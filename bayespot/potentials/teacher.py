@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bayespot.potentials.potential import Potential, energy_forces_stress
 from bayespot.records.dataset import Dataset, dataset
@@ -26,16 +27,16 @@ def label(potential: Potential, params: Params, systems: list[System], cutoff: f
     data = dataset(systems, cutoff)
     evaluate = jax.jit(lambda x: jax.lax.map(lambda frame: energy_forces_stress(potential)(params, *frame), x))
     energy, forces, stress = evaluate((data.system, data.neighbors))
-    every = jnp.ones(len(data), bool)
-    periodic = jnp.isfinite(stress).all((1, 2))
+    every, stress = jax.device_put(np.ones(len(data), bool)), np.asarray(stress)
+    periodic = np.isfinite(stress).all((1, 2))
     return replace(
         data,
         energy=energy,
         forces=forces,
-        stress=jnp.where(periodic[:, None, None], stress, 0.0),
+        stress=jnp.asarray(np.where(periodic[:, None, None], stress, np.zeros_like(stress))),
         has_energy=every,
         has_forces=every,
-        has_stress=periodic,
+        has_stress=jnp.asarray(periodic),
         source="teacher",
     )
 
@@ -50,6 +51,11 @@ def add_noise(key: Key, data: Dataset, energy: float = 0.0, forces: float = 0.0,
         forces: of each component [eV/Å].
         stress: of each component [eV/Å³]; the tensor stays symmetric.
     """
+    return _with_errors(key, data, energy, forces, stress)
+
+
+@jax.jit
+def _with_errors(key: Key, data: Dataset, energy, forces, stress) -> Dataset:
     one, two, three = jax.random.split(key, 3)
     real = (data.system.species > 0)[..., None]
     tensor = jax.random.normal(three, data.stress.shape, data.stress.dtype)

@@ -127,8 +127,8 @@ def dataset(systems: list[System], cutoff: float, energy=None, forces=None, stre
         has_energy=has_energy,
         has_forces=has_forces,
         has_stress=has_stress,
-        frame=jnp.arange(m, dtype=jnp.int32),
-        group=jnp.asarray(codes, jnp.int32),
+        frame=jax.device_put(np.arange(m, dtype=np.int32)),
+        group=jnp.asarray(np.array(codes, np.int32)),
         cutoff=float(cutoff),
         group_names=names,
         source="memory",
@@ -184,10 +184,11 @@ def with_cutoff(data: Dataset, cutoff: float) -> Dataset:
     found = stack_neighbors(positions, list(np.asarray(data.system.box, np.float64)), cutoff)
     width = data.system.position.shape[1]
     missing = width - found.index.shape[1]
-    index = jnp.where(found.index == found.index.shape[1], width, found.index)
-    index = jnp.pad(index, ((0, 0), (0, missing), (0, 0)), constant_values=width)
-    shift = jnp.pad(found.shift, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    return replace(data, neighbors=Neighbors(index, shift), cutoff=float(cutoff))
+    index, shift = np.array(found.index), np.asarray(found.shift)
+    index[index == index.shape[1]] = width
+    index = np.pad(index, ((0, 0), (0, missing), (0, 0)), constant_values=width)
+    shift = np.pad(shift, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    return replace(data, neighbors=Neighbors(jnp.asarray(index), jnp.asarray(shift)), cutoff=float(cutoff))
 
 
 @record

@@ -83,11 +83,11 @@ def as_samples(params: Params, spec, noise: Params | None = None) -> PosteriorSa
     number = tree.length((params, noise or {}))
     return PosteriorSamples(
         params={"potential": params, "noise": noise or {}},
-        log_weight=jnp.zeros(number),
-        chain=jnp.arange(number),
-        draw=jnp.zeros(number, jnp.int32),
-        log_density=jnp.full(number, jnp.nan),
-        status=jnp.zeros(number, jnp.int32),
+        log_weight=jax.device_put(np.zeros(number)),
+        chain=jax.device_put(np.arange(number)),
+        draw=jax.device_put(np.zeros(number, np.int32)),
+        log_density=jax.device_put(np.full(number, np.nan)),
+        status=jax.device_put(np.zeros(number, np.int32)),
         history={},
         spec=json.dumps(spec),
     )
@@ -105,7 +105,8 @@ def weights(samples: PosteriorSamples) -> Float[Array, "S"]:
             f"Log weights must be numbers below +inf, at least one above −inf. Got {log_weight}. "
             "Leave the failed samples out with healthy(samples)."
         )
-    return jax.nn.softmax(samples.log_weight)
+    weight = np.exp(log_weight - log_weight.max())
+    return jnp.asarray(weight / weight.sum())
 
 
 def healthy(samples: PosteriorSamples) -> PosteriorSamples:

@@ -147,7 +147,7 @@ def _checked(start: System, potential: Potential) -> System:
 
 def _begin(key: Key, start: System, ensemble: Ensemble, plan: Plan) -> Run:
     sample, replica = np.divmod(np.arange(plan.samples * plan.replicas, dtype=np.int32), np.int32(plan.replicas))
-    runs = Run(jnp.asarray(sample), jnp.asarray(replica), {}, jnp.full(len(sample), -1, jnp.int32))
+    runs = Run(jnp.asarray(sample), jnp.asarray(replica), {}, jax.device_put(np.full(len(sample), -1, np.int32)))
     return _starter(ensemble._replace(spec=()), plan.batch_size)(key, runs, start)
 
 

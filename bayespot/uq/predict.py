@@ -95,7 +95,8 @@ def predict(
 
 def _noise(log_scales, weight: Float[Array, "S"], data: Dataset) -> Array | None:
     """Root mean square of a noise scale, one or by atom ``(M, N, 1)``; ``None`` if a species of ``data`` has none."""
-    sigma = jax.tree.map(lambda log: jnp.sqrt(weight @ jnp.exp(2 * jnp.asarray(log))), log_scales)
+    w = np.asarray(weight)
+    sigma = jax.tree.map(lambda log: jnp.asarray(np.sqrt(w @ np.exp(2 * np.asarray(log)))), log_scales)
     if not isinstance(sigma, dict):
         return sigma
     if not {str(z) for z in data.species} <= set(sigma):
