@@ -58,6 +58,7 @@ _NAMES = {
     "observables.observable": "Observable observe",
     "observables.structure": "rdf adf coordination tetrahedral_order",
     "observables.thermodynamics": "temperature energy_per_atom kinetic_energy pressure density heat_capacity",
+    "observables.elasticity": "elastic_constants",
     "observables.dynamics": "msd diffusion vacf vibrational_density_of_states",
     "observables.free_energy": "zwanzig bar free_energy_profile FreeEnergyDifference",
     "records.interval": "Interval Observed table",

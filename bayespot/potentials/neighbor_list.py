@@ -15,7 +15,7 @@ import numpy as np
 
 from bayespot.records.neighbors import Neighbors, pairs
 from bayespot.records.system import System, heights
-from bayespot.typing import Array, Int
+from bayespot.typing import Array, Float, Int
 
 
 class NeighborList(NamedTuple):
@@ -47,31 +47,30 @@ def inverse_box(box: np.ndarray) -> np.ndarray:
 
 
 def neighbor_list(
-    system: System, cutoff: float, skin: float = 0.4, capacity: tuple[int, int] | None = None
+    system: System,
+    cutoff: float,
+    skin: float = 0.4,
+    capacity: tuple[int, int] | None = None,
+    thinnest: tuple[float, float, float] | None = None,
 ) -> NeighborList:
-    r"""A neighbour list for simulations that start from ``system`` and keep its box (host).
-
-    A list is good until an atom has moved by more than half the skin from where it was at the update; until then
-    ``records.neighbors.displacements`` of the moving atoms is right.
+    r"""A neighbour list for simulations from ``system`` on; good until an atom has moved by half the skin (host).
 
     Args:
         system: a single system; padded atoms are nobody's neighbours.
         cutoff: of the potential [Å].
         skin: added to the cutoff [Å].
         capacity: neighbours per atom and atoms per cell; default what ``system`` needs and a fifth more.
+        thinnest: for a box that changes, the smallest distances between its faces for which the list must be right [Å];
+            in thinner ones it lacks pairs. By default every update is for the box of ``system``.
 
     Raises:
-        ValueError: if cutoff or skin are not positive.
+        ValueError: if cutoff or skin are not positive, or for a changing box that is open in some direction.
     """
     if not (cutoff > 0 and skin >= 0):
         raise ValueError(f"cutoff must be positive and skin not negative [Å]. Got {cutoff} and {skin}.")
     reach, n = float(cutoff) + float(skin), system.species.shape[0]
     box = np.asarray(system.box, np.float64)
-    inverse, height = inverse_box(box), heights(box)
-    # Pairs within reach differ by at most reach / height in fractional coordinates: so many images lie in that span.
-    count = np.floor(2 * reach / height + 1e-4).astype(int) + 1
-    offsets = np.stack(np.meshgrid(*(np.arange(c) for c in count), indexing="ij"), -1).reshape(-1, 3)
-    cells = np.array([int(h / reach) if 3 * reach <= h < np.inf else 1 for h in height])
+    inverse, (count, offsets, cells) = inverse_box(box), _layout(box, thinnest, reach)
     if capacity is None:
         capacity = _needed(system, box, reach, inverse, cells)
     # Gathering a candidate from the grid costs about twice as much as streaming over all atoms (measured on a CPU).
@@ -81,6 +80,8 @@ def neighbor_list(
     def update(system: System) -> tuple[Neighbors, Array]:
         x, real = system.position, system.species > 0
         h, inverse_h = jnp.asarray(box, x.dtype), jnp.asarray(inverse, x.dtype)
+        if thinnest is not None:
+            h, inverse_h = system.box, inverse_of(system.box)
         if grid:
             j, crowd = _grid_candidates(x @ inverse_h, real, cells, capacity[1])
         else:
@@ -104,6 +105,24 @@ def neighbor_list(
         return neighbors, jnp.stack([most, crowd])
 
     return NeighborList(update, capacity, reach)
+
+
+def inverse_of(box: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
+    """The same for a box that is periodic in all three directions (traceable; compiles faster than a solver)."""
+    faces = jnp.cross(jnp.roll(box, -1, 0), jnp.roll(box, -2, 0))
+    return faces.T / (box[0] @ faces[0])
+
+
+def _layout(box: np.ndarray, thinnest, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images per direction, their offsets, and cells of the grid."""
+    height = heights(box)
+    if thinnest is not None and not np.isfinite(height).all():
+        raise ValueError(f"A box that changes must be periodic in all three directions. Got {box.tolist()}.")
+    height = height if thinnest is None else np.asarray(thinnest)
+    # Pairs within reach differ by at most reach / height in fractional coordinates: so many images lie in that span.
+    count = np.floor(2 * reach / height + 1e-4).astype(int) + 1
+    offsets = np.stack(np.meshgrid(*(np.arange(c) for c in count), indexing="ij"), -1).reshape(-1, 3)
+    return count, offsets, np.array([int(h / reach) if 3 * reach <= h < np.inf else 1 for h in height])
 
 
 def _needed(system: System, box: np.ndarray, reach: float, inverse: np.ndarray, cells: np.ndarray) -> tuple[int, int]:
