@@ -53,7 +53,7 @@ _NAMES = {
     "inference.diagnostics": "rhat ess ess_tail mcse",
     "records.posterior": "PosteriorSamples as_samples weights healthy concatenate",
     "records.trajectory": "Frame Trajectory",
-    "simulation.ensemble": "Ensemble nve nvt_langevin nvt_nose_hoover",
+    "simulation.ensemble": "Ensemble nve nvt_langevin nvt_nose_hoover npt_nose_hoover",
     "simulation.simulate": "simulate propagate",
     "observables.observable": "Observable observe",
     "observables.structure": "rdf adf coordination tetrahedral_order",
