@@ -14,6 +14,9 @@ The same as second derivatives of the free energy would have the kinetic term
 :math:`\frac{N kT}{V}\delta_{il}\delta_{jk}` by linear strain, and :math:`\frac{N kT}{V}(\delta_{ik}\delta_{jl} +
 \delta_{il}\delta_{jk})` by Lagrangian strain. Each differs from Hooke's constants by terms in the total stress, and a
 Born term by one strain does not go with the kinetic term by the other.
+
+The potential must have continuous second derivatives, also at its cutoff, as those of this library have; where they
+jump, the Born term lacks the jumps.
 """
 
 from collections.abc import Callable

@@ -14,11 +14,12 @@ from bayespot.potentials.classical import lennard_jones
 from bayespot.potentials.neighbor_list import heights_of, inverse_of, neighbor_list
 from bayespot.potentials.potential import energy_forces_stress
 from bayespot.records.neighbors import displacements, neighbors
+from bayespot.records.posterior import as_samples
 from bayespot.records.system import from_ase, heights, volume
 from bayespot.simulation import loop
 from bayespot.simulation.chunk import departure
 from bayespot.simulation.ensemble import _integrators, npt_nose_hoover
-from bayespot.simulation.simulate import simulate
+from bayespot.simulation.simulate import propagate, simulate
 from bayespot.tree import replace, take
 
 FS, kB, GPa = units.fs, units.kB, units.GPa
@@ -86,6 +87,19 @@ def test_resumes_with_the_box_of_the_checkpoint(squeezed_run, tmp_path, monkeypa
     assert len(calls) == 4
     for one, other in zip(jax.tree.leaves(resumed), jax.tree.leaves(squeezed_run), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_runs_that_are_stepped_together_have_their_own_boxes():
+    samples = as_samples({"sigma": jnp.array([3.3, 3.4]), "epsilon": jnp.array([0.0104, 0.0104])}, POTENTIAL.spec)
+    options = {"steps": 100, "every": 50, "progress": False}
+    one, both = (
+        propagate(jax.random.key(0), POTENTIAL, samples, argon(5.6), FAST, batch_size=size, **options)
+        for size in (1, 2)
+    )
+    edges = np.cbrt(volume(both.frames.system.box))
+    np.testing.assert_allclose(edges, np.cbrt(volume(one.frames.system.box)), rtol=1e-9)
+    assert abs(edges[0, 0, -1] - edges[1, 0, -1]) > 1e-3
 
 
 @pytest.mark.slow
