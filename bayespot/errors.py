@@ -10,7 +10,7 @@ class Status(IntEnum):
     NEIGHBOR_OVERFLOW = 1
     """The neighbour list was too small; repaired by re-allocation and replay, so users should not see it."""
     UNSTABLE = 2
-    """A value became non-finite, or the kinetic temperature went beyond the limit."""
+    """A value became non-finite, the kinetic temperature went beyond the limit, or a moving box collapsed."""
     LOW_ESS = 3
     """Too few effective samples for the claim."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -21,9 +22,10 @@ import numpy as np
 from bayespot.batching import default_batch_size, over_batches
 from bayespot.errors import Status
 from bayespot.records.interval import Observed
-from bayespot.records.posterior import PosteriorSamples
+from bayespot.records.posterior import PosteriorSamples, check_spec
 from bayespot.records.trajectory import Frame, Trajectory
-from bayespot.typing import Array, Float
+from bayespot.tree import take
+from bayespot.typing import Array, Float, Params, Spec
 
 Weights = Float[Array, "T"] | Float[np.ndarray, "T"]
 """Weights of the frames; they sum to 1."""
@@ -49,6 +51,9 @@ class Observable(NamedTuple):
             (a volume, the species, evenly spaced frames) and fixes sizes that depend on it (periodic images, number of
             neighbours). ``observe`` calls it; ``None`` where there is nothing to do. Without it the observable is
             right where its defaults suffice and NaN elsewhere, never silently wrong.
+        parametric: ``(Frame, parameters)`` → array, in place of ``frame`` where the potential itself must be asked and
+            each run has other parameters; ``observe`` takes them from ``samples``.
+        spec: of that potential, to be compared with that of the samples.
     """
 
     frame: Callable[[Frame], Array]
@@ -58,6 +63,8 @@ class Observable(NamedTuple):
     coordinate: np.ndarray = np.zeros(0)
     axis: str = ""
     prepare: Callable[[Trajectory], Observable] | None = None
+    parametric: Callable[[Frame, Params], Array] | None = None
+    spec: Spec = MappingProxyType({})
 
 
 def observe(
@@ -74,15 +81,15 @@ def observe(
     Args:
         observable: what to measure.
         trajectories: from ``propagate``, leading axes ``(S, R)``, or a single run, which is treated as S = R = 1.
-        samples: the posterior samples that drove the runs; they supply the weights and the chains. Without them all
-            weights are equal and every run counts as a chain of its own, as for a deep ensemble.
+        samples: that drove the runs; they supply the weights, the chains and the parameters for observables that ask
+            the potential. Without them all weights are equal and every run is a chain of its own, as in an ensemble.
         blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated.
             A block should be several correlation times long (``block_independence``).
         discard: frames left out at the start of every run, to equilibrate.
         batch_size: runs treated at once; default 1 on a CPU, all on an accelerator.
 
     Raises:
-        ValueError: for a trajectory that does not have what the observable needs, wrong axes, or too few frames.
+        ValueError: where the observable lacks something (volume, species, parameters), wrong axes, or too few frames.
     """
     trajectories = _with_axes(trajectories)
     s, r, t = trajectories.frames.energy.shape
@@ -104,9 +111,9 @@ def observe(
     if observable.prepare is not None:
         observable = observable.prepare(trajectories)
     size = default_batch_size(s * r) if batch_size is None else batch_size
-    parts = _parts(t - discard, blocks)
-    form = {"frame": observable.frame, "combine": observable.combine, "parts": parts, "batch_size": size}
-    value, block = _averages(trajectories.frames, **form)
+    params, frame = _parameters(observable, samples)
+    facts = {"frame": frame, "combine": observable.combine, "parts": _parts(t - discard, blocks), "batch_size": size}
+    value, block = _averages(trajectories.frames, params, **facts)
     coordinate = np.asarray(observable.coordinate, value.dtype)
     return Observed(
         value=value,
@@ -138,24 +145,39 @@ def _with_axes(trajectories: Trajectory) -> Trajectory:
     return trajectories
 
 
+def _parameters(observable: Observable, samples: PosteriorSamples | None) -> tuple[tuple, Callable]:
+    """The parameters of all samples, if the observable asks for them, and ``(frame, *parameters) → array``."""
+    if observable.parametric is None:
+        return (), observable.frame
+    if samples is None:
+        raise ValueError(
+            f"{observable.name} asks the potential again: pass the `samples` that drove the runs (of a single run, "
+            "as_samples of its parameters), or give the observable its `params`."
+        )
+    check_spec(samples, observable.spec)
+    return (samples.params["potential"],), observable.parametric
+
+
 def _parts(frames: int, blocks: int) -> tuple[tuple[int, int], ...]:
     edges = np.linspace(0, frames, blocks + 1).round().astype(int)
     return tuple((int(a), int(b)) for a, b in pairwise(edges))
 
 
 @partial(jax.jit, static_argnames=("frame", "combine", "parts", "batch_size"))
-def _averages(runs: Frame, *, frame, combine, parts, batch_size):
+def _averages(runs: Frame, params: tuple, *, frame, combine, parts, batch_size):
     """Averages over whole runs ``(S, R, ...)`` and over their parts ``(S, R, B, ...)``; frames of a run one by one."""
     s, r = runs.energy.shape[:2]
 
-    def run(frames):
-        values = jax.lax.map(frame, frames)
+    def run(frames, number, params):
+        own = take(params, number)
+        values = jax.lax.map(lambda one: frame(one, *own), frames)
 
         def over(start, stop):
             return combine(values[start:stop], np.full(stop - start, 1.0 / (stop - start)))
 
         return over(0, parts[-1][1]), jnp.stack([over(*part) for part in parts])
 
-    flat = jax.tree.map(lambda x: x.reshape(s * r, *x.shape[2:]), runs)
-    found = over_batches(jax.vmap(run), flat, batch_size=batch_size)
+    each: Callable = jax.vmap(run, in_axes=(0, 0, None))
+    flat = jax.tree.map(lambda x: x.reshape(s * r, *x.shape[2:]), (runs, jnp.repeat(jnp.arange(s), r)))
+    found = over_batches(lambda runs, params: each(*runs, params), flat, params, batch_size=batch_size)
     return jax.tree.map(lambda x: x.reshape(s, r, *x.shape[1:]), found)

@@ -15,7 +15,7 @@ import numpy as np
 
 from bayespot.records.neighbors import Neighbors, pairs
 from bayespot.records.system import System, heights
-from bayespot.typing import Array, Int
+from bayespot.typing import Array, Float, Int
 
 
 class NeighborList(NamedTuple):
@@ -27,11 +27,13 @@ class NeighborList(NamedTuple):
             **overflowed** and lacks pairs: make a new one with ``larger(capacity, needed)``.
         capacity: neighbours per atom, and atoms per cell of the grid (0 without grid).
         cutoff: reach of the list [Å]: the potential's cutoff plus the skin.
+        thinnest: smallest distances between opposite faces of the box for which the list is right [Å].
     """
 
     update: Callable[[System], tuple[Neighbors, Int[Array, "2"]]]
     capacity: tuple[int, int]
     cutoff: float
+    thinnest: tuple[float, float, float]
 
 
 def larger(capacity: tuple[int, int], needed) -> tuple[int, int]:
@@ -47,31 +49,30 @@ def inverse_box(box: np.ndarray) -> np.ndarray:
 
 
 def neighbor_list(
-    system: System, cutoff: float, skin: float = 0.4, capacity: tuple[int, int] | None = None
+    system: System,
+    cutoff: float,
+    skin: float = 0.4,
+    capacity: tuple[int, int] | None = None,
+    thinnest: tuple[float, float, float] | None = None,
 ) -> NeighborList:
-    r"""A neighbour list for simulations that start from ``system`` and keep its box (host).
-
-    A list is good until an atom has moved by more than half the skin from where it was at the update; until then
-    ``records.neighbors.displacements`` of the moving atoms is right.
+    r"""A neighbour list for simulations from ``system`` on; good until an atom has moved by half the skin (host).
 
     Args:
         system: a single system; padded atoms are nobody's neighbours.
         cutoff: of the potential [Å].
         skin: added to the cutoff [Å].
         capacity: neighbours per atom and atoms per cell; default what ``system`` needs and a fifth more.
+        thinnest: for a box that changes, how thin it may become (see ``NeighborList``, which may allow for more). By
+            default every update is for the box of ``system``.
 
     Raises:
-        ValueError: if cutoff or skin are not positive.
+        ValueError: if cutoff or skin are not positive, or for a changing box that is open in some direction.
     """
     if not (cutoff > 0 and skin >= 0):
         raise ValueError(f"cutoff must be positive and skin not negative [Å]. Got {cutoff} and {skin}.")
     reach, n = float(cutoff) + float(skin), system.species.shape[0]
     box = np.asarray(system.box, np.float64)
-    inverse, height = inverse_box(box), heights(box)
-    # Pairs within reach differ by at most reach / height in fractional coordinates: so many images lie in that span.
-    count = np.floor(2 * reach / height + 1e-4).astype(int) + 1
-    offsets = np.stack(np.meshgrid(*(np.arange(c) for c in count), indexing="ij"), -1).reshape(-1, 3)
-    cells = np.array([int(h / reach) if 3 * reach <= h < np.inf else 1 for h in height])
+    inverse, (count, offsets, cells, room) = inverse_box(box), _layout(box, thinnest, reach)
     if capacity is None:
         capacity = _needed(system, box, reach, inverse, cells)
     # Gathering a candidate from the grid costs about twice as much as streaming over all atoms (measured on a CPU).
@@ -81,6 +82,8 @@ def neighbor_list(
     def update(system: System) -> tuple[Neighbors, Array]:
         x, real = system.position, system.species > 0
         h, inverse_h = jnp.asarray(box, x.dtype), jnp.asarray(inverse, x.dtype)
+        if thinnest is not None:
+            h, inverse_h = system.box, inverse_of(system.box)
         if grid:
             j, crowd = _grid_candidates(x @ inverse_h, real, cells, capacity[1])
         else:
@@ -103,7 +106,33 @@ def neighbor_list(
         neighbors = Neighbors(jnp.where(found, index, n), jnp.where(found[..., None], shift, 0))
         return neighbors, jnp.stack([most, crowd])
 
-    return NeighborList(update, capacity, reach)
+    return NeighborList(update, capacity, reach, room)
+
+
+def inverse_of(box: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
+    """The same for a box that is periodic in all three directions (traceable; compiles faster than a solver)."""
+    faces = jnp.cross(jnp.roll(box, -1, 0), jnp.roll(box, -2, 0))
+    return faces.T / (box[0] @ faces[0])
+
+
+def heights_of(box: Float[Array, "*n 3 3"]) -> Float[Array, "*n 3"]:
+    """Distances between opposite faces of boxes that are periodic in all three directions [Å] (traceable)."""
+    faces = jnp.cross(jnp.roll(box, -1, -2), jnp.roll(box, -2, -2))
+    return jnp.abs((box * faces).sum(-1)) / jnp.linalg.norm(faces, axis=-1)
+
+
+def _layout(box: np.ndarray, thinnest, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple]:
+    """Images per direction, their offsets, cells of the grid, and the smallest heights for which these are right."""
+    height = heights(box)
+    if thinnest is not None and not np.isfinite(height).all():
+        raise ValueError(f"A box that changes must be periodic in all three directions. Got {box.tolist()}.")
+    height = height if thinnest is None else np.asarray(thinnest)
+    # Pairs within reach differ by at most reach / height in fractional coordinates: so many images lie in that span.
+    count = np.floor(2 * reach / height + 1e-4).astype(int) + 1
+    offsets = np.stack(np.meshgrid(*(np.arange(c) for c in count), indexing="ij"), -1).reshape(-1, 3)
+    cells = np.array([int(h / reach) if 3 * reach <= h < np.inf else 1 for h in height])
+    room = np.maximum(2 * reach / (count - 1e-4), np.where(cells > 1, cells * reach, 0.0))
+    return count, offsets, cells, tuple((room * (1 + 1e-9)).tolist())  # a hair inside: the same layout for itself
 
 
 def _needed(system: System, box: np.ndarray, reach: float, inverse: np.ndarray, cells: np.ndarray) -> tuple[int, int]:

@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from bayespot.batching import each, over_batches
-from bayespot.potentials.neighbor_list import NeighborList
+from bayespot.potentials.neighbor_list import NeighborList, heights_of, inverse_of
 from bayespot.potentials.potential import Potential, energy_forces_stress, forces
 from bayespot.records.system import System
 from bayespot.simulation.ensemble import Ensemble, kinetic_temperature
 from bayespot.tree import record, replace, take
 from bayespot.typing import Array, Float, Int, Key, PyTree
+
+COLLAPSE = 0.5
+"""A run whose box becomes thinner than this part of its first thickness is unstable."""
 
 
 @record
@@ -41,10 +44,13 @@ class Check:
 
     Attributes:
         needed: capacities that the neighbour lists asked for, ``(n, 2)``.
+        thinnest: smallest distances between faces of the boxes [Å] that the lists did not allow for, ``(n, 3)``;
+            infinite where they did.
         late: whether a list was used although an atom had left its skin, ``(n,)``.
     """
 
     needed: Int[Array, "n 2"]
+    thinnest: Float[Array, "n 3"]
     late: Array
 
 
@@ -67,57 +73,94 @@ def stepper(
     """Steps of one batch: ``(params, system, lookahead) → open, step``, two traceable functions.
 
     ``open(runs)`` builds the lists, ``step(number, carry)`` makes one step. The carry is a dictionary of the runs, the
-    lists, the positions at which they were made, and the two entries of ``Check``.
+    lists, the configurations for which they were made, and the entries of ``Check``.
 
     A list must be renewed *before* an atom leaves half the skin, but the positions of the next step are not known yet:
     they are foreseen as the distance at the present velocity and a fiftieth of the skin, times ``lookahead``. Whether
     that was enough is measured (``late``).
     """
-    force, half = forces(potential), 0.5 * skin
+    half = 0.5 * skin
 
     def functions(params: PyTree, system: System, lookahead: Array):
         degrees = ensemble.degrees(system.position.shape[0])
+        acts, configuration = acting(potential, ensemble), configurations(ensemble, system)
+        away_from = departure(ensemble, neighbors.cutoff)
 
-        def update(position):
-            return neighbors.update(replace(system, position=position))
-
-        def build(runs: Run, needed: Array):
-            listed, found = each(update, batch_size)(runs.state.position)
-            found = jnp.where((runs.failed < 0)[:, None], found, 0).max(0)
-            return listed, runs.state.position, jnp.maximum(needed, found)
+        def build(runs: Run, needed: Array, thinnest: Array):
+            now, sound = configuration(runs.state), runs.failed < 0
+            listed, found = each(lambda one: neighbors.update(replace(system, **one)), batch_size)(now)
+            if ensemble.box is not None:
+                height = heights_of(now["box"])
+                wrong = sound[:, None] & (height < jnp.asarray(neighbors.thinnest, height.dtype))
+                thinnest = jnp.minimum(thinnest, jnp.where(wrong, height, jnp.inf).min(0))
+            needed = jnp.maximum(needed, jnp.where(sound[:, None], found, 0).max(0))
+            return {"listed": listed, "reference": now, "needed": needed, "thinnest": thinnest}
 
         def open_(runs: Run):
-            listed, reference, needed = build(runs, jnp.zeros(2, jnp.int32))
-            return {
-                "runs": runs, "listed": listed, "reference": reference, "needed": needed, "late": jnp.array(False)
-            }  # fmt: skip
+            limits = jnp.zeros(2, jnp.int32), jnp.full(3, jnp.inf, runs.state.position.dtype)
+            return {"runs": runs, "late": jnp.array(False), **build(runs, *limits)}
 
         def advance(p, state, listed):
-            def at(position, **_):
-                return force(p, replace(system, position=position), listed)
-
-            new = ensemble.step(at, state)
-            return new, kinetic_temperature(new, degrees), _length(new.position - state.position).max(initial=0)
+            new = ensemble.step(acts(p, system, listed), state)
+            return new, kinetic_temperature(new, degrees)
 
         def step(number: Array, carry: dict) -> dict:
             runs = carry["runs"]
-            state, kT, moved = each(advance, batch_size)(params, runs.state, carry["listed"])
+            before = configuration(runs.state)
+            state, kT = each(advance, batch_size)(params, runs.state, carry["listed"])
+            now = configuration(state)
+            moved = away_from(now, before).max(1, initial=0)
             sound = (runs.failed < 0) & (kT <= max_kT) & (moved <= half)  # False for NaN
+            if ensemble.box is not None:
+                sound &= (heights_of(now["box"]) > COLLAPSE * heights_of(system.box)).all(1)
             runs = replace(runs, state=state, failed=jnp.where((runs.failed < 0) & ~sound, number, runs.failed))
-            away = _length(state.position - carry["reference"])
+            away = away_from(now, carry["reference"])
             ahead = lookahead * (ensemble.dt * _length(state.velocity) + 0.02 * skin)
             late = carry["late"] | (sound[:, None] & (away > half)).any()
             stale = (sound[:, None] & (away + ahead > half)).any()
-            listed, reference, needed = jax.lax.cond(
-                stale,
-                lambda: build(runs, carry["needed"]),
-                lambda: (carry["listed"], carry["reference"], carry["needed"]),
-            )
-            return {"runs": runs, "listed": listed, "reference": reference, "needed": needed, "late": late}
+            old = {name: carry[name] for name in ("listed", "reference", "needed", "thinnest")}
+            lists = jax.lax.cond(stale, lambda: build(runs, carry["needed"], carry["thinnest"]), lambda: old)
+            return {"runs": runs, "late": late, **lists}
 
         return open_, step
 
     return functions
+
+
+def configurations(ensemble: Ensemble, system: System) -> Callable[[PyTree], dict]:
+    """``states → {"position", "box"}``, the box only where it moves."""
+    box = ensemble.box
+    if box is None:
+        return lambda states: {"position": states.position}
+    return lambda states: {"position": states.position, "box": jax.vmap(box)(states)}
+
+
+def acting(potential: Potential, ensemble: Ensemble) -> Callable:
+    """``(params, system, neighbors) →`` what the ensemble's step asks: forces, or the energy where the box moves."""
+    force = forces(potential)
+    if ensemble.box is None:
+        return lambda p, system, listed: lambda position, **_: force(p, replace(system, position=position), listed)
+    return lambda p, system, listed: (
+        lambda position, box: potential.energy(p, replace(system, position=position, box=box), listed)
+    )
+
+
+def departure(ensemble: Ensemble, reach: float) -> Callable[[dict, dict], Float[Array, "n N"]]:
+    r"""``(now, reference) →`` distances [Å] that must stay below half the skin for a list to hold all pairs.
+
+    Where the box rests, how far each atom has gone. Where it moves, let :math:`M = h_0^{-1} h`. Two atoms that were
+    farther apart than the reach :math:`R` are now at least :math:`(1 - \|M - 1\|) R` apart, less what both have moved
+    relative to the deformed configuration :math:`x_0 M`: so half of :math:`\|M - 1\| R` counts as gone, too.
+    """
+    if ensemble.box is None:
+        return lambda now, reference: _length(now["position"] - reference["position"])
+
+    def one(now, reference):
+        change = inverse_of(reference["box"]) @ now["box"] - jnp.eye(3, dtype=now["box"].dtype)
+        relative = now["position"] - reference["position"] - reference["position"] @ change
+        return _length(relative) + 0.5 * reach * jnp.linalg.norm(change)
+
+    return jax.vmap(one)
 
 
 def chunk(
@@ -134,8 +177,8 @@ def chunk(
 
     Traceable. ``count ≤ frames`` frames are recorded, each after ``every`` steps; both are ordinary arrays, so that one
     compilation serves equilibration and every chunk. ``first`` is the number of steps made before; at 0 the states do
-    not know their forces yet, and get them. ``recorded`` is a dictionary of position, velocity, energy and stress,
-    ``(n, frames, ...)``.
+    not know their forces yet, and get them. ``recorded`` is a dictionary of position, velocity, energy, stress and, if
+    it moves, box, ``(n, frames, ...)``.
     """
     functions = stepper(potential, ensemble, neighbors, skin, max_kT, batch_size)
     evaluate = energy_forces_stress(potential)
@@ -143,18 +186,18 @@ def chunk(
     def batch(runs: Run, params, system: System, first, count, every, lookahead):
         params = take(params, runs.sample)
         open_, step = functions(params, system, lookahead)
+        configuration = configurations(ensemble, system)
 
-        def look(p, state, listed) -> tuple[dict, Array]:
-            energy, force, stress = evaluate(p, replace(system, position=state.position), listed)
-            seen = {"position": state.position, "velocity": state.velocity, "energy": energy, "stress": stress}
-            return seen, force
+        def look(p, state, now, listed) -> tuple[dict, Array]:
+            energy, force, stress = evaluate(p, replace(system, **now), listed)
+            return now | {"velocity": state.velocity, "energy": energy, "stress": stress}, force
 
         def frame(number, carry_and_recorded):
             carry, recorded = carry_and_recorded
             end = first + number * every
             carry = jax.lax.fori_loop(jnp.maximum(end - every, first) + 1, end + 1, step, carry)
             runs = carry["runs"]
-            seen, force = each(look, batch_size)(params, runs.state, carry["listed"])
+            seen, force = each(look, batch_size)(params, runs.state, configuration(runs.state), carry["listed"])
             state = replace(runs.state, force=jnp.where(end == 0, force, runs.state.force))
             lost = (runs.failed < 0) & ~jnp.isfinite(seen["energy"])
             carry["runs"] = replace(runs, state=state, failed=jnp.where(lost, end, runs.failed))
@@ -164,10 +207,12 @@ def chunk(
         # A new run is looked at before its first step, too, and gets its forces there. To compute them elsewhere would
         # mean to compile them once more, which takes longer than many a run.
         carry = open_(runs)
-        shapes, _ = jax.eval_shape(each(look, batch_size), params, runs.state, carry["listed"])
+        shapes, _ = jax.eval_shape(
+            each(look, batch_size), params, runs.state, configuration(runs.state), carry["listed"]
+        )
         empty = jax.tree.map(lambda s: jnp.full((frames, *s.shape), jnp.nan, s.dtype), shapes)
         carry, recorded = jax.lax.fori_loop(jnp.minimum(first, 1), count + 1, frame, (carry, empty))
-        check = Check(jnp.tile(carry["needed"], (batch_size, 1)), jnp.tile(carry["late"], batch_size))
+        check = Check(*(jnp.stack([carry[name]] * batch_size) for name in ("needed", "thinnest", "late")))
         return carry["runs"], jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), recorded), check
 
     return lambda runs, *shared: over_batches(batch, runs, *shared, batch_size=batch_size)

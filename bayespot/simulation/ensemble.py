@@ -1,11 +1,12 @@
 r"""Statistical ensembles: how a configuration moves. Thin skins on the integrators of jax-md.
 
 Positions are Cartesian and never wrapped. The forces come in with every step, so that an ensemble knows nothing of
-potentials, parameters or neighbour lists.
+potentials, parameters or neighbour lists. Where the box moves, positions follow it about the origin.
 """
 
 import importlib
 import importlib.util
+import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,26 +23,32 @@ from bayespot.typing import Array, Float, Key, PyTree, Scalar
 Forces = Callable[..., Float[Array, "N 3"]]
 """``position (N, 3) → forces (N, 3)`` [eV/Å]."""
 
+Energy = Callable[..., Scalar]
+"""``position (N, 3), box (3, 3) → energy`` [eV]."""
+
 
 class Ensemble(NamedTuple):
     """A statistical ensemble.
 
     Attributes:
         init: ``(key, system) → state`` with new velocities and zero forces, which the simulation fills in; traceable.
-        step: ``(forces, state) → state``, one time step; traceable. A state is a dataclass with at least ``position``,
-            ``momentum``, ``velocity``, ``force`` ``(N, 3)`` and ``mass (N, 1)``.
+        step: ``(forces, state) → state``, one time step; traceable; ``(energy, state) → state`` where the box moves. A
+            state is a dataclass with at least ``position``, ``momentum``, ``velocity``, ``force`` ``(N, 3)`` and
+            ``mass (N, 1)``.
         degrees: of freedom that share the thermal energy, as a function of the number of atoms.
         dt: time step [internal time unit, see ``units.fs``].
         kT: thermal energy [eV]; 0 where the ensemble has none.
         spec: name and arguments, writable as JSON.
+        box: ``state → box (3, 3)`` [Å]; ``None`` where it does not move.
     """
 
     init: Callable[[Key, System], PyTree]
-    step: Callable[[Forces, PyTree], PyTree]
+    step: Callable[[Forces | Energy, PyTree], PyTree]
     degrees: Callable[[int], int]
     dt: float
     kT: float
     spec: Mapping[str, Any]
+    box: Callable[[PyTree], Float[Array, "3 3"]] | None = None
 
 
 def momenta(key: Key, mass: Float[Array, "N 1"], kT: float) -> Float[Array, "N 3"]:
@@ -150,6 +157,65 @@ def nvt_nose_hoover(kT: float, dt: float, tau: float | None = None, chain_length
 
     spec = {"name": "nvt_nose_hoover", "kT": kT, "dt": dt, "tau": tau, "chain_length": chain_length}
     return Ensemble(init, _stepper(integrator), _without_translation, dt, kT, spec)
+
+
+def npt_nose_hoover(
+    kT: float, pressure: float, dt: float, tau: float | None = None, tau_box: float | None = None
+) -> Ensemble:
+    r"""Constant temperature and pressure: the box breathes without changing its shape, under Nosé–Hoover chains.
+
+    Every configuration and volume has the weight
+
+    .. math:: p(x, V) \propto V^{-1}\, e^{-[U(x, V) + pV]/kT}\, dx\, dV ,
+
+    that of N atoms whose centre of mass rests: the mean of the observable ``pressure()`` is exactly p, and an ideal gas
+    has :math:`\langle V \rangle = N kT/p` (with a free centre of mass (N + 1) kT/p). Positions are scaled with the box
+    about the origin, which counts in a mean-square displacement. A step evaluates the forces twice. A run whose box
+    becomes half as thick as at its start, or changes in one step by more than the skin allows, is unstable.
+
+    Args:
+        kT: thermal energy [eV].
+        pressure: of the surroundings [eV/Å³], e.g. ``1.0 * units.bar``; may be negative for a solid.
+        dt: time step [internal time unit].
+        tau: period of the thermostat [internal time unit]; default 100 ``dt``.
+        tau_box: period of the box and of its thermostat [internal time unit]; default 1000 ``dt``.
+
+    Raises:
+        ValueError: if a time or kT is not positive or the pressure not finite; in a simulation, for a box that is open
+            in some direction or left-handed.
+
+    Reference:
+        M. E. Tuckerman, J. Alejandre, R. López-Rendón, A. L. Jochim, G. J. Martyna, J. Phys. A 39, 5629 (2006).
+    """
+    tau, tau_box = 100 * dt if tau is None else tau, 1000 * dt if tau_box is None else tau_box
+    _check(kT=kT, dt=dt, tau=tau, tau_box=tau_box)
+    if not math.isfinite(pressure):
+        raise ValueError(f"pressure must be a finite number [eV/Å³]. Got {pressure}.")
+
+    def integrator(energy):
+        def scaled(position, box, perturbation=1.0, **_):
+            # jax-md samples V^(N − 1 − 1/N) dV when the momentum is zero; the missing power of 1/N is a potential.
+            h, n = box * perturbation, position.shape[0]
+            return energy(position * perturbation, h) - kT / n * jnp.log(jnp.linalg.det(h))
+
+        periods = ({"tau": tau_box}, {"tau": tau})
+        return _integrators().npt_nose_hoover(scaled, _shift, dt, pressure, kT, *periods)
+
+    def init(key, system):
+        mass, p = _start(key, system, kT)
+        begin = integrator(lambda position, box: 0.0 * position.sum())[0]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Explicitly requested dtype")
+            state = begin(key, system.position, system.box, mass=mass, momenta=p)
+        degrees = _without_translation(len(mass))
+        state = state.set(thermostat=state.thermostat.set(degrees_of_freedom=degrees))
+        return jax.tree.map(lambda x: jnp.asarray(x, system.position.dtype), state)
+
+    def box(state):
+        return state.reference_box * jnp.exp(state.box_position)
+
+    spec = {"name": "npt_nose_hoover", "kT": kT, "pressure": pressure, "dt": dt, "tau": tau, "tau_box": tau_box}
+    return Ensemble(init, _stepper(integrator), _without_translation, dt, kT, spec, box)
 
 
 @cache

@@ -15,12 +15,15 @@ from bayespot.checkpoint import fingerprint
 from bayespot.errors import Status
 from bayespot.potentials.neighbor_list import larger, neighbor_list
 from bayespot.potentials.potential import Potential
-from bayespot.records.system import System
+from bayespot.records.system import System, heights
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.simulation.chunk import Run, chunk, starter
 from bayespot.simulation.ensemble import Ensemble
 from bayespot.tree import replace
 from bayespot.typing import Key, Params, PyTree
+
+ROOM = 0.9
+"""How far a box that moves may become thinner until the neighbour lists, which allow for that, must be made anew."""
 
 
 class Plan(NamedTuple):
@@ -96,15 +99,17 @@ def run(
     """
     from tqdm import tqdm
 
-    start = _checked(start, potential)
+    start = _checked(start, potential, ensemble)
     samples = plan.samples
     store = None
     if checkpoint is not None:
         facts = [potential.spec, ensemble.spec, plan._asdict()]
         store = open_checkpoint(checkpoint, fingerprint(key, (params, start), facts))
-    neighbors = neighbor_list(start, potential.cutoff, plan.skin)
     runs = _begin(key, start, ensemble, plan)
+    neighbors = neighbor_list(start, potential.cutoff, plan.skin)
     limits = {"capacity": np.asarray(neighbors.capacity), "lookahead": np.float64(1.0)}
+    if ensemble.box is not None:
+        limits["thinnest"] = ROOM * heights(np.asarray(start.box))
     done, runs, limits = _resumed(store, runs, limits)
     recorded = []
     compiled = partial(_compiled, potential, start, ensemble, plan)
@@ -132,7 +137,7 @@ def run(
     return _trajectory(recorded, np.asarray(runs.failed), start, ensemble, plan, samples)
 
 
-def _checked(start: System, potential: Potential) -> System:
+def _checked(start: System, potential: Potential, ensemble: Ensemble) -> System:
     """The start without padding."""
     if start.position.ndim != 2:
         raise ValueError(f"start must be a single system with positions (N, 3). Got {start.position.shape}.")
@@ -142,6 +147,11 @@ def _checked(start: System, potential: Potential) -> System:
     found = np.asarray(start.species)[real]
     if potential.species and (unknown := sorted(set(found.tolist()) - set(potential.species))):
         raise ValueError(f"The potential knows the species {potential.species}. Got also {unknown} in start.")
+    if ensemble.box is not None and not np.linalg.det(np.asarray(start.box, np.float64)) > 0:
+        raise ValueError(
+            "A box that moves must be periodic in all three directions and right-handed. "
+            f"Got {np.asarray(start.box).tolist()}. Reversing one vector of a left-handed box leaves the same lattice."
+        )
     return replace(start, position=start.position[real], species=start.species[real])
 
 
@@ -155,7 +165,10 @@ def _compiled(potential: Potential, start: System, ensemble: Ensemble, plan: Pla
     """The jitted chunk for these capacities."""
     capacity = (int(limits["capacity"][0]), int(limits["capacity"][1]))
     box = tuple(map(tuple, np.asarray(start.box).tolist()))
-    list_ = (len(start.species), box, plan.skin, capacity)
+    thinnest = None
+    if "thinnest" in limits:  # rounded to what the list allows for anyway: fewer programs
+        thinnest = neighbor_list(start, potential.cutoff, plan.skin, capacity, tuple(limits["thinnest"])).thinnest
+    list_ = (len(start.species), box, plan.skin, capacity, thinnest)
     frames = min(plan.chunk, plan.steps) // plan.every
     facts = potential.atom_energies, potential.cutoff, ensemble._replace(spec=()), list_
     return _program(*facts, max_kT=plan.max_kT, frames=frames, batch_size=plan.batch_size)
@@ -170,10 +183,10 @@ def _starter(ensemble: Ensemble, batch_size: int) -> Callable:
 @lru_cache(maxsize=8)
 def _program(atom_energies, cutoff, ensemble, list_, *, max_kT, frames, batch_size) -> Callable:
     """The same program for the same facts, so that a second call with this potential does not compile again."""
-    atoms, box, skin, capacity = list_
+    atoms, box, skin, capacity, thinnest = list_
     shape = System(np.zeros((atoms, 3)), np.ones(atoms, np.int32), np.asarray(box))
     potential = Potential(lambda key: {}, atom_energies, cutoff, (), {})
-    neighbors = neighbor_list(shape, cutoff, skin, capacity)
+    neighbors = neighbor_list(shape, cutoff, skin, capacity, thinnest)
     return jax.jit(
         chunk(potential, ensemble, neighbors, skin=skin, max_kT=max_kT, frames=frames, batch_size=batch_size)
     )
@@ -191,13 +204,18 @@ def _pieces(plan: Plan) -> list[tuple[int, int, int]]:
 def _repaired(advance, arguments: tuple, limits: dict, compiled):
     """One chunk, repeated from the same state until the lists held all neighbours at every step.
 
-    It ends: capacities only grow, up to all pairs, and with the lookahead grown to 25 every step renews the list.
+    It ends: capacities only grow, up to all pairs, the lists' room for thin boxes up to where a run counts as unstable,
+    and with the lookahead grown to 25 every step renews the list.
     """
     runs, *rest = arguments
     while True:
         new, part, check = advance(_repeatable(runs), *rest, np.float32(limits["lookahead"]))
-        needed = np.asarray(check.needed).max(0)
-        if (needed > limits["capacity"]).any():
+        needed, thinnest = np.asarray(check.needed).max(0), np.asarray(check.thinnest, np.float64).min(0)
+        if np.isfinite(thinnest).any():
+            # The lists for too thin a box lacked pairs: what they say of capacities is not to be trusted.
+            limits = limits | {"thinnest": np.minimum(limits["thinnest"], ROOM * thinnest)}
+            advance = compiled(limits)
+        elif (needed > limits["capacity"]).any():
             limits = limits | {"capacity": np.asarray(larger(tuple(limits["capacity"].tolist()), needed))}
             advance = compiled(limits)
         elif np.asarray(check.late).any():
@@ -221,7 +239,8 @@ def _trajectory(parts: list[dict], failed: np.ndarray, start, ensemble, plan: Pl
         x = np.asarray(x)
         return np.broadcast_to(x, (*shape, count, *x.shape))
 
-    system = System(seen["position"], everywhere(start.species), everywhere(start.box))
+    box = seen["box"] if "box" in seen else everywhere(start.box)
+    system = System(seen["position"], everywhere(start.species), box)
     time = ensemble.dt * plan.every * np.arange(1, count + 1)
     valid = np.where(failed >= 0, np.maximum(failed - 1 - plan.equilibration, 0), plan.steps) * ensemble.dt
     return Trajectory(

@@ -7,11 +7,13 @@ import pytest
 from ase.build import bulk
 
 from bayespot import units
+from bayespot.observables.observable import observe
+from bayespot.observables.thermodynamics import pressure
 from bayespot.potentials.classical import lennard_jones
 from bayespot.potentials.potential import Potential
 from bayespot.records.posterior import PosteriorSamples
-from bayespot.records.system import from_ase, masses, system
-from bayespot.simulation.ensemble import momenta, nve, nvt_langevin, nvt_nose_hoover
+from bayespot.records.system import from_ase, masses, system, volume
+from bayespot.simulation.ensemble import momenta, npt_nose_hoover, nve, nvt_langevin, nvt_nose_hoover
 from bayespot.simulation.simulate import propagate, simulate
 from bayespot.tree import stack
 
@@ -25,7 +27,10 @@ COLD, HOT = 40 * kB, 48 * kB
 CANONICAL = {
     "langevin": lambda kT: nvt_langevin(kT, 10 * FS, gamma=0.1),
     "nose-hoover": lambda kT: nvt_nose_hoover(kT, 10 * FS, tau=200 * FS),
+    # under no pressure the weight of a configuration is exp(−U/kT), too
+    "npt": lambda kT: npt_nose_hoover(kT, 0.0, 10 * FS, tau=200 * FS, tau_box=1000 * FS),
 }
+SLOW = ("nose-hoover", "npt")
 
 
 def one_sample(params):
@@ -44,7 +49,7 @@ def replicas(ensemble, seed):
     return 0.5 * (mass * runs.frames.velocity[0] ** 2).sum((-1, -2)), runs.frames.energy[0]
 
 
-@pytest.fixture(scope="module", params=["langevin", pytest.param("nose-hoover", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["langevin", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
 def canonical(request):
     make = CANONICAL[request.param]
     return make(COLD), make(HOT), replicas(make(COLD), 1), replicas(make(HOT), 2)
@@ -87,6 +92,34 @@ def slope(cold, hot) -> float:
         p = 1 / (1 + np.exp(-x @ w))
         w = w + np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x, x.T @ (label - p))
     return w[1] / scale
+
+
+@pytest.mark.slow
+def test_pressure_and_fluctuations_of_the_volume():
+    # ln p_a(V)/p_b(V) = const − (P_a − P_b) V/kT: exact, whatever the equation of state. Eight pairs of runs of 50 ps;
+    # a slope scatters by some 10 %. The mean of the virial pressure is P. The compressibility by var V/(kT V) is that
+    # by the difference of the mean volumes, up to the 1 % by which it does not fall linearly between the pressures.
+    pressures, volumes = (0.0, 0.05 * units.GPa), []
+    for number, p in enumerate(pressures):
+        runs = propagate(
+            jax.random.key(number), ARGON, one_sample(PARAMS), START,
+            npt_nose_hoover(COLD, p, 10 * FS, tau=200 * FS, tau_box=1000 * FS), steps=5000, every=20,
+            equilibration=1000, replicas=8, batch_size=1, chunk=5000, skin=0.8, progress=False,
+        )  # fmt: skip
+        virial = np.asarray(observe(pressure(), runs).value[0]) * units.GPa
+        assert abs(virial.mean() - p) < 5 * virial.std(ddof=1) / np.sqrt(8) < 0.01 * units.GPa
+        volumes.append(np.asarray(volume(runs.frames.system.box))[0])
+    slopes = np.array([slope(a, b) for a, b in zip(*volumes, strict=True)])
+    expected, error = -(pressures[1] - pressures[0]) / COLD, slopes.std(ddof=1) / np.sqrt(8)
+    assert error < 0.07 * abs(expected)
+    assert abs(slopes.mean() - expected) < 5 * error
+    mean = np.array([v.mean(1) for v in volumes])
+    fluctuations = np.array([v.var(1, ddof=1) / v.mean(1) / COLD for v in volumes]).mean(0)
+    difference = (mean[0] - mean[1]) / (pressures[1] - pressures[0]) / mean.mean(0)
+    apart = fluctuations - difference
+    error = apart.std(ddof=1) / np.sqrt(8)
+    assert error < 0.07 * difference.mean()
+    assert abs(apart.mean()) < 5 * error + 0.01 * difference.mean()
 
 
 def einstein(sites, stiffness):

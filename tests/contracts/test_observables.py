@@ -7,6 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from bayespot.observables.dynamics import diffusion, msd, vacf, vibrational_density_of_states
+from bayespot.observables.elasticity import elastic_constants
 from bayespot.observables.free_energy import free_energy_profile
 from bayespot.observables.observable import average, observe
 from bayespot.observables.structure import adf, coordination, rdf, tetrahedral_order
@@ -18,6 +19,7 @@ from bayespot.observables.thermodynamics import (
     pressure,
     temperature,
 )
+from bayespot.potentials.repulsion import repulsion
 from bayespot.records.system import System
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.tree import replace
@@ -38,6 +40,7 @@ OBSERVABLES = {
     "pressure": pressure(),
     "density": density(),
     "heat capacity": heat_capacity(0.5, constraints=3),
+    "elastic constants": elastic_constants(repulsion(3.0), 0.5, params={}),
     "msd": msd(2 * EVERY, EVERY),
     "msd species": msd(2 * EVERY, EVERY, 8),
     "diffusion": diffusion(EVERY, 2 * EVERY, EVERY),
@@ -47,8 +50,10 @@ OBSERVABLES = {
     "vdos": vibrational_density_of_states(3 * EVERY, EVERY),
 }
 DYNAMICS = {"msd", "msd species", "diffusion", "vacf", "vacf species", "vdos"}  # these refuse weights
-# Run with the slow tests only: what they do, others do too.
+TENSORS = {"elastic constants"}  # their components refer to the axes
+# Run with the slow tests only: what they do, others do too, or (elastic constants) they take long to compile.
 ALIKE = {
+    "elastic constants",
     "rdf pair",
     "adf triplet",
     "coordination pair",
@@ -57,7 +62,14 @@ ALIKE = {
     "msd species",
     "vacf species",
 }
-RATIOS = {"adf", "adf triplet", "heat capacity", "free energy", *DYNAMICS}  # not plain means of frames, by definition
+RATIOS = {
+    "adf",
+    "adf triplet",
+    "heat capacity",
+    "free energy",
+    "elastic constants",
+    *DYNAMICS,
+}  # not plain means of frames, by definition
 
 
 def trajectory(frames=8, atoms=12, seed=0) -> Trajectory:
@@ -143,7 +155,7 @@ def test_padding_is_invisible(observable):
 def test_rotation_translation_and_wrapping_change_nothing(observable):
     name, observable = observable
     run = trajectory()
-    turn = Rotation.from_rotvec([0.3, -1.1, 0.7]).as_matrix()
+    turn = np.eye(3) if name in TENSORS else Rotation.from_rotvec([0.3, -1.1, 0.7]).as_matrix()
     system, frames = run.frames.system, run.frames
     lattice = np.random.default_rng(5).integers(-2, 3, size=(12, 3)).astype(float)
     position = system.position + np.einsum("ai,tij->taj", lattice, system.box) + np.array([0.4, -3.0, 11.0])

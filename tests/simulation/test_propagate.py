@@ -113,10 +113,10 @@ def test_overflow_repairs_itself(runs, monkeypatch):
     made = []
     original = loop.neighbor_list
 
-    def too_small(start, cutoff, skin, capacity=None):
+    def too_small(start, cutoff, skin, capacity=None, thinnest=None):
         capacity = (5, 0) if capacity is None else capacity
         made.append(capacity)
-        return original(start, cutoff, skin, capacity)
+        return original(start, cutoff, skin, capacity, thinnest)
 
     monkeypatch.setattr(loop, "neighbor_list", too_small)
     repaired = propagate(
