@@ -60,6 +60,7 @@ _NAMES = {
     "observables.thermodynamics": "temperature energy_per_atom kinetic_energy pressure density heat_capacity",
     "observables.dynamics": "msd diffusion vacf vibrational_density_of_states",
     "observables.free_energy": "zwanzig bar free_energy_profile FreeEnergyDifference",
+    "observables.frame_weights": "mbar",
     "records.interval": "Interval Observed table",
     "uq.intervals": "interval",
     "uq.variance": "block_independence",
