@@ -20,9 +20,12 @@ import numpy as np
 
 from bayespot.batching import default_batch_size, over_batches
 from bayespot.errors import Status
+from bayespot.observables.shared_frames import shared_averages
 from bayespot.records.interval import Observed
 from bayespot.records.posterior import PosteriorSamples
+from bayespot.records.reweighted import Reweighted
 from bayespot.records.trajectory import Frame, Trajectory
+from bayespot.tree import replace
 from bayespot.typing import Array, Float
 
 Weights = Float[Array, "T"] | Float[np.ndarray, "T"]
@@ -62,21 +65,23 @@ class Observable(NamedTuple):
 
 def observe(
     observable: Observable,
-    trajectories: Trajectory,
+    trajectories: Trajectory | Reweighted,
     *,
     samples: PosteriorSamples | None = None,
-    blocks: int = 4,
+    blocks: int | None = None,
     discard: int = 0,
     batch_size: int | None = None,
 ) -> Observed:
-    """Averages of an observable over every run.
+    """Averages of an observable over every run, or over the frames that samples share.
 
     Args:
         observable: what to measure.
-        trajectories: from ``propagate``, leading axes ``(S, R)``, or a single run, which is treated as S = R = 1.
+        trajectories: from ``propagate``, leading axes ``(S, R)``, or a single run, which is treated as S = R = 1; or
+            from ``reweight``.
         samples: the posterior samples that drove the runs; they supply the weights and the chains. Without them all
             weights are equal and every run counts as a chain of its own, as for a deep ensemble.
-        blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated.
+        blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated;
+            default 4. Of shared frames the few runs must tell that of all samples: default at least 16 in all.
             A block should be several correlation times long (``block_independence``).
         discard: frames left out at the start of every run, to equilibrate.
         batch_size: runs treated at once; default 1 on a CPU, all on an accelerator.
@@ -84,41 +89,82 @@ def observe(
     Raises:
         ValueError: for a trajectory that does not have what the observable needs, wrong axes, or too few frames.
     """
-    trajectories = _with_axes(trajectories)
-    s, r, t = trajectories.frames.energy.shape
-    if not 0 <= discard < t or not 1 <= blocks <= t - discard:
-        raise ValueError(
-            f"A run must keep at least one frame per block after `discard`. Got {t} frames, discard={discard}, "
-            f"blocks={blocks}. Discard less, use fewer blocks, or write more frames."
-        )
+    if not isinstance(trajectories, Reweighted):
+        trajectories = _with_axes(trajectories)
+    s = len(trajectories.status)
     if samples is not None and samples.log_weight.shape != (s,):
         raise ValueError(
             f"`samples` must be those that drove the runs. Got {samples.log_weight.shape[0]} samples and runs of {s}."
         )
-    trajectories = Trajectory(
-        frames=jax.tree.map(lambda x: x[:, :, discard:], trajectories.frames),
-        time=trajectories.time[..., discard:],
-        status=trajectories.status,
-        valid_until=trajectories.valid_until,
-    )
-    if observable.prepare is not None:
-        observable = observable.prepare(trajectories)
-    runs = jax.tree.map(lambda x: x.reshape(s * r, *x.shape[2:]), trajectories.frames)
-    size = default_batch_size(s * r) if batch_size is None else batch_size
-    parts = _parts(t - discard, blocks)
-    value, block = _averages(runs, frame=observable.frame, combine=observable.combine, parts=parts, batch_size=size)
+    if isinstance(trajectories, Reweighted):
+        value, block, status, shared = _reused_averages(observable, trajectories, blocks, discard, batch_size)
+    else:
+        value, block, status = _run_averages(observable, trajectories, blocks, discard, batch_size)
+        shared = None
     coordinate = jnp.asarray(observable.coordinate, value.dtype)
     return Observed(
-        value=value.reshape(s, r, *value.shape[1:]),
-        blocks=block.reshape(s, r, *block.shape[1:]),
+        value=value,
+        blocks=block,
         coordinate=jnp.broadcast_to(coordinate, (s, *coordinate.shape)),
-        status=trajectories.status,
+        status=status,
         log_weight=jnp.zeros(s, value.dtype) if samples is None else samples.log_weight,
         chain=jnp.arange(s) if samples is None else samples.chain,
         name=observable.name,
         unit=observable.unit,
         axis=observable.axis,
+        shared=shared,
     )
+
+
+def _run_averages(observable: Observable, runs: Trajectory, blocks: int | None, discard: int, batch_size: int | None):
+    """Values ``(S, R, ...)``, blocks ``(S, R, B, ...)`` and status ``(S, R)`` of runs."""
+    s, r, t = runs.frames.energy.shape
+    blocks = 4 if blocks is None else blocks
+    _check_blocks(t, blocks, discard)
+    kept = jax.tree.map(lambda x: x[:, :, discard:], runs.frames)
+    if observable.prepare is not None:
+        observable = observable.prepare(replace(runs, frames=kept, time=runs.time[..., discard:]))
+    frames = jax.tree.map(lambda x: x.reshape(s * r, *x.shape[2:]), kept)
+    size = default_batch_size(s * r) if batch_size is None else batch_size
+    parts = _parts(t - discard, blocks)
+    value, block = _averages(frames, frame=observable.frame, combine=observable.combine, parts=parts, batch_size=size)
+    return value.reshape(s, r, *value.shape[1:]), block.reshape(s, r, *block.shape[1:]), runs.status
+
+
+def _reused_averages(
+    observable: Observable, reweighted: Reweighted, blocks: int | None, discard: int, batch_size: int | None
+):
+    """As ``_run_averages``, and the deviations ``(S, J, B, ...)`` of the blocks of shared frames.
+
+    All samples are averaged over the shared frames; those with runs of their own then get the averages of these.
+    """
+    j, r, t = reweighted.reference.frames.energy.shape
+    parts = max(4, -(-16 // (j * r))) if blocks is None else blocks
+    _check_blocks(t, parts, discard)
+    size = default_batch_size(len(reweighted.status)) if batch_size is None else batch_size
+    ready = observable if observable.prepare is None else observable.prepare(reweighted.reference)
+    shared = shared_averages(ready.frame, ready.combine, reweighted, parts, discard, size)
+    found = None
+    if reweighted.runs is not None:
+        found = _run_averages(observable, reweighted.runs, blocks, discard, batch_size)
+    value, deviation = (np.array(x) for x in shared)
+    r, b = found[1].shape[1:3] if found else (1, 2)
+    runs, status = np.repeat(value[:, None], r, 1), np.repeat(reweighted.status[:, None], r, 1)
+    every = np.repeat(runs[:, :, None], b, 2)
+    if found:
+        place = np.flatnonzero(reweighted.own >= 0)
+        order = reweighted.own[place]
+        runs[place], every[place], status[place] = (np.asarray(x)[order] for x in found)
+        deviation[place] = 0.0
+    return jnp.asarray(runs), jnp.asarray(every), jnp.asarray(status), jnp.asarray(deviation)
+
+
+def _check_blocks(frames: int, blocks: int, discard: int) -> None:
+    if not 0 <= discard < frames or not 1 <= blocks <= frames - discard:
+        raise ValueError(
+            f"A run must keep at least one frame per block after `discard`. Got {frames} frames, discard={discard}, "
+            f"blocks={blocks}. Discard less, use fewer blocks, or write more frames."
+        )
 
 
 def sound(trajectories: Trajectory) -> np.ndarray:
