@@ -8,7 +8,7 @@ from bayespot.tree import record
 from bayespot.typing import Array, Float, Int
 
 
-@record(static=("kT", "kind", "steps", "steps_of_all"))
+@record(static=("kT", "kind", "mark", "steps", "steps_of_all"))
 class Reweighted:
     """Frames of ``J`` references, weighted for ``S`` posterior samples, and own runs of those that they cannot serve.
 
@@ -31,6 +31,7 @@ class Reweighted:
         runs: simulations of the samples that were run, ``(n, R', T')``; ``None`` where there are none.
         kT: temperature [eV].
         kind: of the weights, ``"full"`` or ``"first_order"``.
+        mark: fingerprint of the samples' parameters.
         steps: of molecular dynamics that were made for ``runs``.
         steps_of_all: that all samples would have taken; 0 before ``propagate``.
     """
@@ -50,6 +51,7 @@ class Reweighted:
     runs: Trajectory | None
     kT: float
     kind: str
+    mark: str
     steps: int
     steps_of_all: int
 

@@ -1,5 +1,6 @@
 r"""Existing simulations reweighted to every sample of a posterior, with a verdict for each."""
 
+import hashlib
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -93,7 +94,8 @@ def reweight(
     base, difference, stress = _evaluated(potential, params, frames, size)
     _check_energies(base + difference[: shape[0]], np.asarray(trajectory.frames.energy, np.float64), kT)
     seen = {"energy": base + difference[shape[0] :], "stress": stress[shape[0] :]}
-    return _judged(trajectory, seen, -difference / kT, kT, kind, (min_frames, max_k))
+    judged = _judged(trajectory, seen, -difference / kT, kT, kind, (min_frames, max_k))
+    return replace(judged, mark=_mark(samples))
 
 
 def _judged(trajectory: Trajectory, seen: dict, logs: np.ndarray, kT: float, kind: str, limits: tuple) -> Reweighted:
@@ -124,6 +126,7 @@ def _judged(trajectory: Trajectory, seen: dict, logs: np.ndarray, kT: float, kin
         runs=None,
         kT=float(kT),
         kind=kind,
+        mark="",
         steps=0,
         steps_of_all=0,
     )
@@ -139,7 +142,14 @@ def refuse_failed(samples: PosteriorSamples, what: str) -> None:
         )
 
 
-def unserved(reweighted: Reweighted, number: int, start: System, kT: float) -> np.ndarray:
+def _mark(samples: PosteriorSamples) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(samples.params["potential"]):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def unserved(reweighted: Reweighted, samples: PosteriorSamples, start: System, kT: float) -> np.ndarray:
     """Numbers of the samples that need runs of their own.
 
     Raises:
@@ -148,16 +158,17 @@ def unserved(reweighted: Reweighted, number: int, start: System, kT: float) -> n
     frames = reweighted.reference.frames.system
     real = np.asarray(start.species)[np.asarray(start.species) > 0]
     box = np.asarray(frames.box[0, 0, 0])
+    alike = "" if reweighted.mark == _mark(samples) else " of other parameters"
     if (
-        len(reweighted.status) != number
+        alike
         or not np.array_equal(real, frames.species[0, 0, 0])
         or not np.allclose(start.box, box, rtol=1e-6)
         or not np.isclose(reweighted.kT, kT, rtol=1e-6)
     ):
         raise ValueError(
             "`reuse` must be of the same samples, atoms, box and temperature as the new runs. Got "
-            f"{len(reweighted.status)} and {number} samples, {frames.species.shape[-1]} and {len(real)} atoms, boxes "
-            f"{box.tolist()} and {np.asarray(start.box).tolist()}, kT={reweighted.kT} and {kT}."
+            f"{len(reweighted.status)} and {len(samples)} samples{alike}, {frames.species.shape[-1]} and {len(real)} "
+            f"atoms, boxes {box.tolist()} and {np.asarray(start.box).tolist()}, kT={reweighted.kT} and {kT}."
         )
     return np.flatnonzero(reweighted.status == Status.LOW_ESS)
 

@@ -142,7 +142,7 @@ def propagate(
     """
     check_spec(samples, potential.spec)
     refuse_failed(samples, "propagated")
-    chosen = np.arange(len(samples)) if reuse is None else unserved(reuse, len(samples), start, ensemble.kT)
+    chosen = np.arange(len(samples)) if reuse is None else unserved(reuse, samples, start, ensemble.kT)
     plan = loop.plan(steps, every, equilibration, replicas, chunk, skin, max_kT, batch_size, ensemble, len(chosen))
     if not len(chosen) and reuse is not None:
         return with_runs(reuse, chosen, None, plan)

@@ -139,14 +139,39 @@ def _spread(run):
     return jnp.asarray(((run.frames.system.position[0, 0] - SITES) ** 2).mean((1, 2)))
 
 
+@pytest.mark.slow
+def test_reuse_reproduces_the_intervals_of_runs_of_all():
+    # θ_s = kT/k_s is known: the spread of both must be its spread within a fifth, their means its mean within 4 of
+    # their errors. 16 runs of 6000 steps, or two of 8000 and one run of the stiffest, which lies far away.
+    stiffness = np.append(1.0 + 0.12 * np.random.default_rng(0).normal(size=15), 2.5)
+    samples, mode = with_stiffness(stiffness), with_stiffness(1.0)
+    ensemble = nvt_langevin(kT=KT, dt=0.4, gamma=1.0)
+    options = {"every": 10, "equilibration": 200, "progress": False, "max_kT": 10.0}
+    reference = propagate(jax.random.key(1), POTENTIAL, mode, START, ensemble, steps=8000, replicas=2, **options)
+    first = reweight(POTENTIAL, samples, mode, reference, KT)
+    reused = propagate(jax.random.key(2), POTENTIAL, samples, START, ensemble, steps=6000, reuse=first, **options)
+    rerun = propagate(jax.random.key(3), POTENTIAL, samples, START, ensemble, steps=6000, **options)
+    assert reused.own.tolist() == [-1] * 15 + [0]
+    assert 2 * 8200 + reused.steps <= 0.25 * reused.steps_of_all
+    exact = KT / stiffness
+    for runs in (reused, rerun):
+        it = interval(observe(SPREAD, runs))
+        assert float(it.mean) == pytest.approx(exact.mean(), abs=4 * float(it.std_sampling))
+        assert float(it.std_model) == pytest.approx(exact.std(ddof=1), rel=0.2)
+        assert float(it.std_sampling) < 0.3 * float(it.std_model)
+
+
 def test_nothing_is_run_where_nothing_fails(reweighted):
     ensemble = nvt_langevin(kT=KT, dt=0.2)
     same = propagate(
         jax.random.key(0), POTENTIAL, with_stiffness(STIFFNESS), START, ensemble, steps=500, reuse=reweighted
     )
     assert (same.runs, same.steps, same.steps_of_all) == (None, 0, 2500)
-    with pytest.raises(ValueError, match="must be of the same samples, atoms, box and temperature"):
-        propagate(jax.random.key(0), POTENTIAL, with_stiffness([1.0]), START, ensemble, steps=500, reuse=reweighted)
+    for others in ([1.0], STIFFNESS[::-1]):
+        with pytest.raises(ValueError, match=f"5 and {len(others)} samples of other parameters, 3 and 3 atoms"):
+            propagate(
+                jax.random.key(0), POTENTIAL, with_stiffness(others), START, ensemble, steps=500, reuse=reweighted
+            )
     hotter = nvt_langevin(kT=1.1 * KT, dt=0.2)
     with pytest.raises(ValueError, match=r"kT=0\.05 and 0\.055"):
         propagate(jax.random.key(0), POTENTIAL, with_stiffness(STIFFNESS), START, hotter, steps=500, reuse=reweighted)

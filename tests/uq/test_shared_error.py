@@ -53,6 +53,18 @@ def test_intervals_cover(samples, model, common):
     assert 0.925 - binomial(0.925) < share < 0.97 + binomial(0.97)
 
 
+def test_intervals_cover_where_the_error_grows_with_the_distance_from_the_reference():
+    # An error of the response, e_s = c θ_s with c ~ N(0, 0.2²), has one degree of freedom for all samples.
+    rng = np.random.default_rng(7)
+    theta = rng.normal(size=(12, REPETITIONS))
+    blocks = 0.2 * 4 * rng.normal(size=(BLOCKS, REPETITIONS))
+    value = theta * (1 + blocks.mean(0))
+    deviation = (theta[:, None] * (blocks - blocks.mean(0)))[:, None]
+    obs = replace(observed(value[:, None], blocks=np.repeat(value[:, None, None], 4, 2)), shared=deviation)
+    share = interval(obs).covers(rng.normal(size=REPETITIONS)).mean()
+    assert 0.925 - binomial(0.925) < share < 0.97 + binomial(0.97)
+
+
 def test_intervals_without_the_common_error_would_not_cover():
     obs, truth = sharing(3, 40, 1.0, 4.0, 0.3)
     forgotten = replace(obs, shared=None, blocks=np.repeat(obs.value[:, :, None], 4, 2))
