@@ -23,7 +23,7 @@ class Reweighted:
         weight: of the frames for each sample, all together 1, ``(S, J, R, T)``.
         inefficiency: number of successive frames that tell as much as an independent one, ``(S,)``.
         kish: Kish's effective number of frames, as if they were independent, ``(S,)``.
-        perplexity: the effective number from the entropy, likewise, ``(S,)``.
+        perplexity: the effective number from the entropy of the exponential weights, likewise, ``(S,)``.
         pareto_k: shape of the tail of the exponential weights, ``(S,)``.
         status: ``OK`` for samples that the frames serve, or that have a sound run of their own; ``LOW_ESS`` for others,
             and what became of the own run, ``(S,)``.

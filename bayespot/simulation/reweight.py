@@ -29,8 +29,8 @@ from bayespot.simulation.loop import Plan
 from bayespot.tree import concatenate, length, replace, take
 from bayespot.typing import Params
 
-FEWEST = 25
-"""Frames that the tail of weights can be fitted to."""
+FEWEST, FEWEST_OF_A_RUN = 25, 8
+"""Frames that the tail of weights can be fitted to, and that show how fast a run forgets."""
 
 EVEN = 0.5
 """Kish's number over the perplexity that weights must keep; exp(−s²/2) of log weights with the standard deviation s.
@@ -81,7 +81,7 @@ def reweight(
     Raises:
         FailedSamples: when a sample failed in the inference, or a reference run is not sound.
         ValueError: for references that are not those of the trajectory, several of them with ``"first_order"``, fewer
-            than 25 frames, boxes that differ, or an unknown kind.
+            than 25 frames or 8 of a run, boxes that differ, or an unknown kind.
 
     References: Zwanzig, *J. Chem. Phys.* 22, 1420 (1954); Shirts and Chodera, *J. Chem. Phys.* 129, 124105 (2008); for
     the first order Ceriotti, Brain, Riordan and Manolopoulos, *Proc. R. Soc. A* 468, 2 (2012).
@@ -101,15 +101,18 @@ def reweight(
 def _judged(trajectory: Trajectory, seen: dict, logs: np.ndarray, kT: float, kind: str, limits: tuple) -> Reweighted:
     """Weights and verdicts; ``logs`` are −U/kT of references and samples, less that in the first reference."""
     shape = trajectory.frames.energy.shape
-    references, log_boltzmann = np.split(logs, [shape[0]])
+    # A sample that knows no energy for some frame cannot be served; it must not spoil what is common to all.
+    finite = np.isfinite(logs).all(1)[:, None]
+    references, log_boltzmann = np.split(np.where(finite, logs, 0.0), [shape[0]])
+    finite = finite[shape[0] :]
     log_ratio = log_boltzmann - log_mixture(references, np.repeat(np.arange(shape[0]), shape[1] * shape[2]))[0]
-    weight = weigh(log_ratio, kind)
+    weight, entropy = weigh(log_ratio, kind), perplexity(weigh(log_ratio, "full"))
+    energy = np.where(finite, seen["energy"], 0.0)
     runs = (len(log_ratio), shape[0] * shape[1], shape[2])
-    slow = np.maximum(inefficiency(log_ratio.reshape(runs)), inefficiency(seen["energy"].reshape(runs)))
+    slow = np.maximum(inefficiency(log_ratio.reshape(runs)), inefficiency(energy.reshape(runs)))
     kish, k = kish_size(weight), pareto_k(log_ratio, slow)
-    entropy = perplexity(weigh(log_ratio, "full"))
     bounded = (k <= limits[1]) & (kish >= EVEN * entropy)  # False for NaN
-    good = bounded if kind == "full" else nonlinearity(log_ratio, slow) <= NEGLECTED
+    good = finite[:, 0] & (bounded if kind == "full" else nonlinearity(log_ratio, slow) <= NEGLECTED)
     return Reweighted(
         reference=trajectory,
         energy=seen["energy"].reshape(-1, *shape),
@@ -199,10 +202,15 @@ def _check(potential, samples, references, trajectory: Trajectory, kT: float, ki
             "Take others.",
             tuple(bad.tolist()),
         )
-    if kind not in KINDS or not kT > 0 or (kind == "first_order" and shape[0] > 1) or np.prod(shape) < FEWEST:
+    if kind not in KINDS or not kT > 0 or (kind == "first_order" and shape[0] > 1):
         raise ValueError(
-            f"reweight needs kT > 0, a kind of {KINDS}, one reference for 'first_order', and {FEWEST} frames or more. "
-            f"Got kT={kT}, {kind!r}, {shape[0]} references with {np.prod(shape)} frames."
+            f"reweight needs kT > 0, a kind of {KINDS}, and a single reference for 'first_order'. "
+            f"Got kT={kT}, {kind!r}, {shape[0]} references."
+        )
+    if np.prod(shape) < FEWEST or shape[2] < FEWEST_OF_A_RUN:
+        raise ValueError(
+            f"reweight needs {FEWEST} frames or more, {FEWEST_OF_A_RUN} of each run. Got {np.prod(shape)}, {shape[2]} "
+            "of each run. Simulate longer, or record frames more often."
         )
     box = np.asarray(trajectory.frames.system.box)
     if np.ptp(box.reshape(-1, 9), axis=0).any():

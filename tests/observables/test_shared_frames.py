@@ -55,9 +55,8 @@ def test_samples_that_are_alike_share_their_errors():
     assert np.corrcoef(one, far)[0, 1] < 0.999
 
 
-@pytest.mark.parametrize(
-    ("reference", "frames"), [((1.0,), 240), pytest.param((0.7, 1.4), 120, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("reference", "frames"), [((1.0,), 240), ((0.7, 1.4), 120)])
 def test_the_error_of_an_average_is_what_it_scatters_by(reference, frames):
     # 60 repetitions: variances from blocks (14 or so degrees of freedom each: 5 % for their mean) and from the scatter
     # (sqrt(2/59) = 18 %); bound at 4 of the latter. What the means of the two references differ by is no error.
