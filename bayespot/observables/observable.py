@@ -21,10 +21,12 @@ import numpy as np
 
 from bayespot.batching import default_batch_size, over_batches
 from bayespot.errors import Status
+from bayespot.observables.shared_frames import shared_averages
 from bayespot.records.interval import Observed
 from bayespot.records.posterior import PosteriorSamples, check_spec
+from bayespot.records.reweighted import Reweighted
 from bayespot.records.trajectory import Frame, Trajectory
-from bayespot.tree import take
+from bayespot.tree import replace, take
 from bayespot.typing import Array, Float, Params, Spec
 
 Weights = Float[Array, "T"] | Float[np.ndarray, "T"]
@@ -69,21 +71,23 @@ class Observable(NamedTuple):
 
 def observe(
     observable: Observable,
-    trajectories: Trajectory,
+    trajectories: Trajectory | Reweighted,
     *,
     samples: PosteriorSamples | None = None,
-    blocks: int = 4,
+    blocks: int | None = None,
     discard: int = 0,
     batch_size: int | None = None,
 ) -> Observed:
-    """Averages of an observable over every run.
+    """Averages of an observable over every run, or over the frames that samples share.
 
     Args:
         observable: what to measure.
-        trajectories: from ``propagate``, leading axes ``(S, R)``, or a single run, which is treated as S = R = 1.
+        trajectories: from ``propagate``, leading axes ``(S, R)``, or a single run, which is treated as S = R = 1; or
+            from ``reweight``.
         samples: that drove the runs; they supply the weights, the chains and the parameters for observables that ask
             the potential. Without them all weights are equal and every run is a chain of its own, as in an ensemble.
-        blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated.
+        blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated;
+            default 4. Of shared frames the few runs must tell that of all samples: default at least 16 in all.
             A block should be several correlation times long (``block_independence``).
         discard: frames left out at the start of every run, to equilibrate.
         batch_size: runs treated at once; default 1 on a CPU, all on an accelerator.
@@ -91,41 +95,83 @@ def observe(
     Raises:
         ValueError: where the observable lacks something (volume, species, parameters), wrong axes, or too few frames.
     """
-    trajectories = _with_axes(trajectories)
-    s, r, t = trajectories.frames.energy.shape
-    if not 0 <= discard < t or not 1 <= blocks <= t - discard:
-        raise ValueError(
-            f"A run must keep at least one frame per block after `discard`. Got {t} frames, discard={discard}, "
-            f"blocks={blocks}. Discard less, use fewer blocks, or write more frames."
-        )
+    if not isinstance(trajectories, Reweighted):
+        trajectories = _with_axes(trajectories)
+    s = len(trajectories.status)
     if samples is not None and samples.log_weight.shape != (s,):
         raise ValueError(
             f"`samples` must be those that drove the runs. Got {samples.log_weight.shape[0]} samples and runs of {s}."
         )
-    trajectories = Trajectory(
-        frames=jax.tree.map(lambda x: x[:, :, discard:], trajectories.frames),
-        time=trajectories.time[..., discard:],
-        status=trajectories.status,
-        valid_until=trajectories.valid_until,
-    )
-    if observable.prepare is not None:
-        observable = observable.prepare(trajectories)
-    size = default_batch_size(s * r) if batch_size is None else batch_size
-    params, frame = _parameters(observable, samples)
-    facts = {"frame": frame, "combine": observable.combine, "parts": _parts(t - discard, blocks), "batch_size": size}
-    value, block = _averages(trajectories.frames, params, **facts)
+    params = _parameters(observable, samples)
+    if isinstance(trajectories, Reweighted):
+        value, block, status, shared = _reused_averages(observable, trajectories, params, blocks, discard, batch_size)
+    else:
+        value, block, status = _run_averages(observable, trajectories, params, blocks, discard, batch_size)
+        shared = None
     coordinate = np.asarray(observable.coordinate, value.dtype)
     return Observed(
         value=value,
         blocks=block,
         coordinate=jax.device_put(np.broadcast_to(coordinate, (s, *coordinate.shape))),
-        status=trajectories.status,
+        status=status,
         log_weight=jax.device_put(np.zeros(s, value.dtype)) if samples is None else samples.log_weight,
         chain=jax.device_put(np.arange(s)) if samples is None else samples.chain,
         name=observable.name,
         unit=observable.unit,
         axis=observable.axis,
+        shared=shared,
     )
+
+
+def _run_averages(observable: Observable, runs: Trajectory, params: tuple, blocks, discard: int, batch_size):
+    """Values ``(S, R, ...)``, blocks ``(S, R, B, ...)`` and status ``(S, R)`` of runs."""
+    s, r, t = runs.frames.energy.shape
+    blocks = 4 if blocks is None else blocks
+    _check_blocks(t, blocks, discard)
+    kept = replace(runs, frames=jax.tree.map(lambda x: x[:, :, discard:], runs.frames), time=runs.time[..., discard:])
+    frame, combine = _prepared(observable, kept)
+    size = default_batch_size(s * r) if batch_size is None else batch_size
+    parts = _parts(t - discard, blocks)
+    value, block = _averages(kept.frames, params, frame=frame, combine=combine, parts=parts, batch_size=size)
+    return value, block, runs.status
+
+
+def _prepared(observable: Observable, runs: Trajectory) -> tuple[Callable, Callable]:
+    """``(frame, *parameters) → array`` and ``combine``, for these runs."""
+    ready = observable if observable.prepare is None else observable.prepare(runs)
+    return ready.parametric or ready.frame, ready.combine
+
+
+def _reused_averages(observable: Observable, reweighted: Reweighted, params: tuple, blocks, discard: int, batch_size):
+    """As ``_run_averages``, and the deviations ``(S, J, B, ...)`` of the blocks of shared frames.
+
+    All samples are averaged over the shared frames; those with runs of their own then get the averages of these.
+    """
+    j, r, t = reweighted.reference.frames.energy.shape
+    parts = max(4, -(-16 // (j * r))) if blocks is None else blocks
+    _check_blocks(t, parts, discard)
+    size = default_batch_size(len(reweighted.status)) if batch_size is None else batch_size
+    functions = _prepared(observable, reweighted.reference)
+    value, deviation = (np.array(x) for x in shared_averages(*functions, reweighted, params, parts, discard, size))
+    found, own = None, np.flatnonzero(reweighted.own >= 0)
+    if reweighted.runs is not None:
+        own = own[np.argsort(reweighted.own[own])]
+        found = _run_averages(observable, reweighted.runs, take(params, own), blocks, discard, batch_size)
+    r, b = found[1].shape[1:3] if found else (1, 2)
+    runs, status = np.repeat(value[:, None], r, 1), np.repeat(reweighted.status[:, None], r, 1)
+    every = np.repeat(runs[:, :, None], b, 2)
+    if found:
+        runs[own], every[own], status[own] = (np.asarray(x) for x in found)
+        deviation[own] = 0.0
+    return *(jax.device_put(x) for x in (runs, every, status)), jax.device_put(deviation)
+
+
+def _check_blocks(frames: int, blocks: int, discard: int) -> None:
+    if not 0 <= discard < frames or not 1 <= blocks <= frames - discard:
+        raise ValueError(
+            f"A run must keep at least one frame per block after `discard`. Got {frames} frames, discard={discard}, "
+            f"blocks={blocks}. Discard less, use fewer blocks, or write more frames."
+        )
 
 
 def sound(trajectories: Trajectory) -> np.ndarray:
@@ -145,17 +191,17 @@ def _with_axes(trajectories: Trajectory) -> Trajectory:
     return trajectories
 
 
-def _parameters(observable: Observable, samples: PosteriorSamples | None) -> tuple[tuple, Callable]:
-    """The parameters of all samples, if the observable asks for them, and ``(frame, *parameters) → array``."""
+def _parameters(observable: Observable, samples: PosteriorSamples | None) -> tuple:
+    """The parameters of all samples, if the observable asks for them."""
     if observable.parametric is None:
-        return (), observable.frame
+        return ()
     if samples is None:
         raise ValueError(
             f"{observable.name} asks the potential again: pass the `samples` that drove the runs (of a single run, "
             "as_samples of its parameters), or give the observable its `params`."
         )
     check_spec(samples, observable.spec)
-    return (samples.params["potential"],), observable.parametric
+    return (samples.params["potential"],)
 
 
 def _parts(frames: int, blocks: int) -> tuple[tuple[int, int], ...]:

@@ -22,6 +22,10 @@ class Observed:
         chain: that each sample comes from, ``(S,)``.
         name, unit: of the observable.
         axis: name and unit of the abscissa.
+        shared: of samples that were reweighted, how far the blocks of the frames that they share deviate, ``L`` blocks
+            of each of ``J`` references, ``(S, J, L, ...)``; the covariance of the sampling errors of two samples is the
+            sum over the :math:`K = JL` blocks of the products, over :math:`K(K-1)`. ``value`` and ``blocks`` then are
+            alike in all runs. Zero for a sample with runs of its own; ``None`` where no sample shares frames.
     """
 
     value: Float[Array, "S R *shape"]
@@ -33,6 +37,7 @@ class Observed:
     name: str
     unit: str
     axis: str
+    shared: Float[Array, "S J L *shape"] | None = None
 
 
 @record(static=("level", "kind", "samples", "sampling", "dropped", "name", "unit", "axis"))
@@ -50,7 +55,8 @@ class Interval:
         level: probability content, e.g. 0.95.
         kind: how ``lower`` and ``upper`` were formed: ``"equal_tailed"``, ``"highest_density"`` or ``"student_t"``.
         samples: number of posterior samples used.
-        sampling: where the sampling error was taken from: ``"replicas"``, ``"blocks"`` or ``"replicas and blocks"``.
+        sampling: where the sampling error was taken from: ``"replicas"``, ``"blocks"``, ``"replicas and blocks"``,
+            ``"shared frames"``, or the last with one of the others.
         dropped: numbers of the failed samples that were left out on request.
         name, unit, axis: of the observable.
     """

@@ -1,6 +1,7 @@
 """Simulations with one set of parameters, or with every sample of a posterior: one loop for both."""
 
 from pathlib import Path
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,12 @@ import numpy as np
 from bayespot.errors import FailedSamples, Status, listed
 from bayespot.potentials.potential import Potential
 from bayespot.records.posterior import PosteriorSamples, check_spec
+from bayespot.records.reweighted import Reweighted
 from bayespot.records.system import System
 from bayespot.records.trajectory import Trajectory
 from bayespot.simulation import loop
 from bayespot.simulation.ensemble import Ensemble
+from bayespot.simulation.reweight import refuse_failed, unserved, with_runs
 from bayespot.tree import take
 from bayespot.typing import Key, Params
 from bayespot.units import ps
@@ -76,6 +79,24 @@ def simulate(
     return one
 
 
+@overload
+def propagate(
+    key: Key, potential: Potential, samples: PosteriorSamples, start: System, ensemble: Ensemble, *,
+    steps: int, every: int = 100, replicas: int = 1, equilibration: int = 0, reuse: None = None,
+    batch_size: int | None = None, chunk: int = 1000, skin: float = 0.4, max_kT: float | None = None,
+    checkpoint: str | Path | None = None, throw: bool = True, progress: bool = True,
+) -> Trajectory: ...  # fmt: skip
+
+
+@overload
+def propagate(
+    key: Key, potential: Potential, samples: PosteriorSamples, start: System, ensemble: Ensemble, *,
+    steps: int, every: int = 100, replicas: int = 1, equilibration: int = 0, reuse: Reweighted,
+    batch_size: int | None = None, chunk: int = 1000, skin: float = 0.4, max_kT: float | None = None,
+    checkpoint: str | Path | None = None, throw: bool = True, progress: bool = True,
+) -> Reweighted: ...  # fmt: skip
+
+
 def propagate(
     key: Key,
     potential: Potential,
@@ -87,6 +108,7 @@ def propagate(
     every: int = 100,
     replicas: int = 1,
     equilibration: int = 0,
+    reuse: Reweighted | None = None,
     batch_size: int | None = None,
     chunk: int = 1000,
     skin: float = 0.4,
@@ -94,7 +116,7 @@ def propagate(
     checkpoint: str | Path | None = None,
     throw: bool = True,
     progress: bool = True,
-) -> Trajectory:
+) -> Trajectory | Reweighted:
     """Molecular dynamics with every sample of a posterior, ``replicas`` times each.
 
     Every run has its own key, made from the numbers of its sample and replica: its result does not depend on the other
@@ -103,13 +125,15 @@ def propagate(
     Args:
         samples: posterior samples of the potential, all of status OK (leave failed ones out with ``healthy``).
         replicas: independent runs per sample; they tell the sampling error from the spread between samples.
+        reuse: from ``reweight`` with these samples; then only those that it calls ``LOW_ESS`` are run.
         batch_size: runs that are advanced together; default 1 on a CPU, all of them on an accelerator.
         key, potential, start, ensemble, steps, every, equilibration, chunk, skin, max_kT, checkpoint, progress: as in
             ``simulate``.
         throw: raise when a run becomes unstable; otherwise ``status`` and ``valid_until`` tell.
 
     Returns:
-        A ``Trajectory`` with the axes ``(S, R, T)``, as numpy arrays in the memory of the host.
+        A ``Trajectory`` with the axes ``(S, R, T)``, as numpy arrays in the memory of the host; with ``reuse`` a
+        ``Reweighted``, which ``observe`` takes as well.
 
     Raises:
         ValueError: for arguments that do not fit each other, or samples of another potential.
@@ -117,23 +141,27 @@ def propagate(
             finished runs as attribute ``trajectories``.
     """
     check_spec(samples, potential.spec)
-    if (bad := np.flatnonzero(np.asarray(samples.status) != Status.OK)).size:
-        raise FailedSamples(
-            f"Only sound samples can be propagated. {bad.size} of {len(samples)} samples ({listed(bad)}) failed in the "
-            "inference. Leave them out with healthy(samples).",
-            tuple(bad.tolist()),
-        )
-    plan = loop.plan(steps, every, equilibration, replicas, chunk, skin, max_kT, batch_size, ensemble, len(samples))
-    runs = loop.run(key, potential, samples.params["potential"], start, ensemble, plan, checkpoint, progress)
-    if throw and (bad := np.flatnonzero((np.asarray(runs.status) != Status.OK).any(1))).size:
+    refuse_failed(samples, "propagated")
+    chosen = np.arange(len(samples)) if reuse is None else unserved(reuse, samples, start, ensemble.kT)
+    plan = loop.plan(steps, every, equilibration, replicas, chunk, skin, max_kT, batch_size, ensemble, len(chosen))
+    if not len(chosen) and reuse is not None:
+        return with_runs(reuse, chosen, None, plan)
+    params = take(samples.params["potential"], chosen)
+    runs = loop.run(key, potential, params, start, ensemble, plan, checkpoint, progress)
+    if throw:
+        _refuse_unstable(runs, chosen, len(samples))
+    return runs if reuse is None else with_runs(reuse, chosen, runs, plan)
+
+
+def _refuse_unstable(runs: Trajectory, chosen: np.ndarray, number: int) -> None:
+    if (bad := chosen[(np.asarray(runs.status) != Status.OK).any(1)]).size:
         first = np.asarray(runs.valid_until).min() / ps
         raise _failure(
-            f"{bad.size} of {len(samples)} samples ({listed(bad)}) became unstable; first at t = {first:.4g} ps. "
+            f"{bad.size} of {number} samples ({listed(bad)}) became unstable; first at t = {first:.4g} ps. "
             "Use throw=False to get the status; the finished runs are in this error's `trajectories`.",
             tuple(bad.tolist()),
             runs,
         )
-    return runs
 
 
 def _failure(message: str, samples: tuple[int, ...], trajectories: Trajectory) -> FailedSamples:

@@ -10,6 +10,10 @@ where :math:`q_\pm` are the ends of the interval that the noisy sample means the
 where sampling noise is negligible (then this *is* the quantile or the Student interval). Where noise explains
 all of the spread it falls to about 0.7 for 8 samples and 0.3 for 100, not to :math:`S^{-1/2}`, because the spread
 itself is uncertain.
+
+Samples that were reweighted from the same frames share most of their sampling error: it moves all of them together,
+does not show in their spread, and does not shrink with their number. Its quantile (Student's t) is added to the half
+widths in squares.
 """
 
 import jax
@@ -65,10 +69,11 @@ def interval(observed: Observed, level: float = 0.95, kind: str | None = None, f
     kind = kind or ("student_t" if few else "equal_tailed")
     lower, upper = _raw(observed, parts, level, kind)
     kappa = _deconvolution(parts, level)
+    common = stats.t.ppf(0.5 + level / 2, parts.common_degrees) * np.sqrt(parts.common)
     return Interval(
         mean=jnp.asarray(parts.mean),
-        lower=jnp.asarray(parts.mean + kappa * (lower - parts.mean)),
-        upper=jnp.asarray(parts.mean + kappa * (upper - parts.mean)),
+        lower=jnp.asarray(parts.mean - np.hypot(kappa * (parts.mean - lower), common)),
+        upper=jnp.asarray(parts.mean + np.hypot(kappa * (upper - parts.mean), common)),
         std_model=jnp.asarray(np.sqrt(np.maximum(parts.spread - parts.noise, 0.0))),
         std_sampling=jnp.asarray(np.sqrt(parts.mean_noise)),
         resolved=jnp.asarray(_resolved(parts)),
@@ -95,6 +100,7 @@ def _sound(observed: Observed, failed: str) -> tuple[Observed, tuple[int, ...]]:
             numbers,
         )
     used = (observed.value,) if observed.value.shape[1] > 1 else (observed.value, observed.blocks)
+    used += () if observed.shared is None else (observed.shared,)
     finite = np.logical_and.reduce([np.isfinite(np.asarray(x)).reshape(len(bad), -1).all(1) for x in used])
     if strange := tuple(np.flatnonzero(~finite & ~bad).tolist()):
         raise FailedSamples(

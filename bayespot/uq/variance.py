@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from bayespot.records.interval import Observed
+from bayespot.tree import take
 from bayespot.typing import Array
 
 
@@ -28,6 +29,8 @@ class Components(NamedTuple):
         number: effective number of independent posterior samples, between the number of chains and of samples.
         degrees: degrees of freedom of ``noise``.
         source: of ``noise``, see ``RunMeans``.
+        common: the part of ``mean_noise`` that all samples have in common, so that ``spread`` does not show it.
+        common_degrees: degrees of freedom of ``common``; inf where there is none.
     """
 
     mean: np.ndarray
@@ -35,8 +38,10 @@ class Components(NamedTuple):
     noise: np.ndarray
     mean_noise: np.ndarray
     number: float
-    degrees: int
+    degrees: float
     source: str
+    common: np.ndarray
+    common_degrees: float
 
 
 class ChainSpread(NamedTuple):
@@ -48,6 +53,7 @@ class ChainSpread(NamedTuple):
         number: effective number of independent samples, between the number of chains and of samples.
         weight: of each sample in ``mean``, ``(S,)``.
         paired: share of each sample in the pairs of ``variance``, ``(S,)``.
+        member: 1 where a sample belongs to a chain, ``(S, C)``.
     """
 
     mean: np.ndarray
@@ -55,6 +61,7 @@ class ChainSpread(NamedTuple):
     number: float
     weight: np.ndarray
     paired: np.ndarray
+    member: np.ndarray
 
 
 class RunMeans(NamedTuple):
@@ -71,6 +78,20 @@ class RunMeans(NamedTuple):
     variance: np.ndarray
     degrees: int
     source: str
+
+
+class SharedError(NamedTuple):
+    """Sampling error of samples that were reweighted from the same frames.
+
+    Attributes:
+        difference: the part of the spread between samples that it causes, ``(...)``.
+        mean: its part in the variance of the posterior mean, ``(...)``.
+        degrees: degrees of freedom of both.
+    """
+
+    difference: np.ndarray
+    mean: np.ndarray
+    degrees: int
 
 
 def run_means(observed: Observed) -> RunMeans:
@@ -161,7 +182,9 @@ def block_independence(observed: Observed) -> np.ndarray:
 
     Reference: von Neumann, *Ann. Math. Stat.* 12, 367 (1941).
     """
-    blocks = np.asarray(observed.blocks, np.float64)
+    blocks = np.asarray(observed.blocks if observed.shared is None else observed.shared, np.float64)
+    if observed.shared is not None:
+        blocks = blocks[_reused(blocks)]
     if blocks.shape[2] < 2:
         raise ValueError(
             f"block_independence needs at least two blocks. Got {blocks.shape[2]}. Use observe(..., blocks=4)."
@@ -203,19 +226,66 @@ def chain_spread(value: np.ndarray, log_weight: Array, chain: Array) -> ChainSpr
     inverse = mean_variance[variance > 0] / variance[variance > 0]
     most, fewest = 1.0 / (weight**2).sum(), 1.0 / (share**2).sum()
     number = float(np.clip(1.0 / inverse.mean(), fewest, most)) if inverse.size else most
-    return ChainSpread(mean, variance, number, weight, weight * (1.0 - share[chain]) / pairs)
+    return ChainSpread(mean, variance, number, weight, weight * (1.0 - share[chain]) / pairs, member)
+
+
+def shared_error(shared: np.ndarray, spread: ChainSpread) -> SharedError:
+    r"""What the error of shared frames does to differences between samples, and to their mean (host).
+
+    With the covariance :math:`\Sigma_{st}` of the errors of two samples, see ``Observed.shared``,
+
+    .. math:: \frac{\sum_{c(s) \ne c(t)} w_s w_t\, \frac12 (\Sigma_{ss} + \Sigma_{tt} - 2 \Sigma_{st})}
+                   {\sum_{c(s) \ne c(t)} w_s w_t}, \qquad \sum_{st} w_s w_t \Sigma_{st} .
+
+    What all samples have in common drops out of the first and stays in the second, however many samples there are.
+    Neighbouring blocks are taken for correlated as in ``run_means``.
+    """
+    s, references, b = shared.shape[:3]
+    total = references * b
+    deviation = shared.reshape(s, total, *shared.shape[3:])
+    scale = _inflation(shared[_reused(shared)]) / (total * (total - 1))
+    weighted = spread.weight.reshape(-1, *[1] * (deviation.ndim - 1)) * deviation
+    by_chain = np.tensordot(spread.member, weighted, (0, 0))
+    share = spread.weight @ spread.member
+    everything = (by_chain.sum(0) ** 2).sum(0)
+    across = (everything - (by_chain**2).sum((0, 1))) / (1.0 - (share**2).sum())
+    own = np.tensordot(spread.paired, (deviation**2).sum(1), 1)
+    return SharedError(scale * np.maximum(own - across, 0.0), scale * everything, total - references)
 
 
 def components(observed: Observed) -> Components:
     """Variance components from samples × replicas (or blocks), with weights and chains (host).
 
-    The spread and the effective number of samples are those of ``chain_spread``.
+    The spread and the effective number of samples are those of ``chain_spread``. The sampling errors of own runs are
+    independent; those of reweighted samples come from the same frames (``shared_error``). Degrees of freedom of a sum
+    of both by Welch's and Satterthwaite's formula, averaged over the points of a curve.
 
     Raises:
         ValueError: as ``run_means``.
     """
-    mean_s, noise_s, degrees, source = run_means(observed)
-    found = chain_spread(mean_s, observed.log_weight, observed.chain)
-    noise = np.tensordot(found.paired, noise_s, 1)
-    mean_noise = np.tensordot(found.weight**2, noise_s, 1)
-    return Components(found.mean, found.variance, noise, mean_noise, found.number, len(mean_s) * degrees, source)
+    found = chain_spread(np.asarray(observed.value, np.float64).mean(1), observed.log_weight, observed.chain)
+    shared = np.zeros((len(observed.value), 0)) if observed.shared is None else np.asarray(observed.shared, np.float64)
+    own, sources = np.flatnonzero(~_reused(shared)), []
+    noise = mean_noise = common = np.zeros_like(found.mean)
+    degrees = common_degrees = np.inf
+    if len(own):
+        runs = run_means(take(observed, own))
+        noise = np.tensordot(found.paired[own], runs.variance, 1)
+        mean_noise = np.tensordot(found.weight[own] ** 2, runs.variance, 1)
+        degrees, sources = len(own) * runs.degrees, [runs.source]
+    if len(own) < len(shared):
+        error = shared_error(shared, found)
+        both = noise + error.difference
+        share = np.divide(error.difference, both, out=np.ones_like(both), where=both > 0).mean()
+        noise, mean_noise = both, mean_noise + error.mean
+        common, common_degrees = np.maximum(error.mean - error.difference / found.number, 0.0), error.degrees
+        degrees = 1.0 / ((1.0 - share) ** 2 / degrees + share**2 / error.degrees)
+        sources = ["shared frames", *sources]
+    return Components(
+        found.mean, found.variance, noise, mean_noise, found.number, degrees, ", ".join(sources), common, common_degrees
+    )
+
+
+def _reused(shared: np.ndarray) -> np.ndarray:
+    """Which samples share frames, ``(S,)``; those with runs of their own have no deviations."""
+    return shared.any(axis=tuple(range(1, shared.ndim)))
