@@ -238,12 +238,14 @@ def shared_error(shared: np.ndarray, spread: ChainSpread) -> SharedError:
                    {\sum_{c(s) \ne c(t)} w_s w_t}, \qquad \sum_{st} w_s w_t \Sigma_{st} .
 
     What all samples have in common drops out of the first and stays in the second, however many samples there are.
-    Neighbouring blocks are taken for correlated as in ``run_means``.
+    For neighbouring blocks that are alike it is enlarged as in ``run_means``, but never made smaller: all samples have
+    the same few blocks, whose correlation is known so badly that 95 % intervals of an average cover in 91 to 94 % with
+    both signs, in 95 to 97 % with one (16 blocks).
     """
     s, references, b = shared.shape[:3]
     total = references * b
     deviation = shared.reshape(s, total, *shared.shape[3:])
-    scale = _inflation(shared[_reused(shared)]) / (total * (total - 1))
+    scale = max(1.0, _inflation(shared[_reused(shared)])) / (total * (total - 1))
     weighted = spread.weight.reshape(-1, *[1] * (deviation.ndim - 1)) * deviation
     by_chain = np.tensordot(spread.member, weighted, (0, 0))
     share = spread.weight @ spread.member
