@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayespot.batching import default_batch_size, over_batches
+from bayespot.batching import default_batch_size, each, over_batches
+from bayespot.potentials.potential import strained
+from bayespot.records.neighbors import Neighbors, displacements
+from bayespot.records.system import System
 
 
 def work(batch, factor, shift):
@@ -60,3 +63,32 @@ def test_gradient_passes():
 
 def test_one_element_per_batch_on_a_cpu():
     assert default_batch_size(64) == 1
+
+
+def precisions(function, *arguments) -> list[str]:
+    """Of every matrix product of the traced function."""
+    text = str(jax.make_jaxpr(function)(*arguments))
+    return [p.split("[", 1)[1].split("precision=")[1].split("\n")[0] for p in text.split("dot_general")[1:]]
+
+
+def test_matrix_products_keep_the_precision_of_their_arguments():
+    """On an accelerator they do not by default, which is too little for energies and log densities."""
+    x = jnp.ones((3, 4, 4), jnp.float32)
+
+    def products(x):
+        return over_batches(lambda batch: each(jax.grad(lambda y: (y @ y).sum()), 3)(batch), x, batch_size=3)
+
+    assert set(precisions(products, x)) == {"(Precision.HIGHEST, Precision.HIGHEST)"}
+    with jax.default_matmul_precision("tensorfloat32"):
+        assert "HIGHEST" not in "".join(precisions(products, x))
+
+
+@pytest.mark.parametrize("boxes", [1, 2])
+def test_distances_and_strains_are_precise_wherever_they_are_evaluated(boxes):
+    box = jnp.eye(3) if boxes == 1 else jnp.broadcast_to(jnp.eye(3), (2, 3, 3))
+    system = System(jnp.ones((2, 3)), jnp.ones(2, jnp.int32), box)
+    listed = Neighbors(jnp.ones((2, 1), jnp.int32), jnp.ones((2, 1, 3), jnp.int8))
+    found = precisions(lambda s: displacements(s, listed), system)
+    if boxes == 1:
+        found += precisions(strained, system, jnp.zeros((3, 3)))
+    assert set(found) == {"(Precision.HIGHEST, Precision.HIGHEST)"}

@@ -82,7 +82,7 @@ def neighbor_list(
         x, real = system.position, system.species > 0
         h, inverse_h = jnp.asarray(box, x.dtype), jnp.asarray(inverse, x.dtype)
         if grid:
-            j, crowd = _grid_candidates(x @ inverse_h, real, cells, capacity[1])
+            j, crowd = _grid_candidates(jnp.matmul(x, inverse_h, precision="highest"), real, cells, capacity[1])
         else:
             j, crowd = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (n, n)), jnp.zeros((), jnp.int32)
         other = jnp.minimum(j, n - 1)

@@ -239,8 +239,8 @@ def _flat_residuals(potential, params, batch: Dataset, capacity: int, with_stres
             symmetric = 0.5 * (strain + strain.swapaxes(1, 2))[of_structure]
             system = replace(
                 system,
-                position=position + jnp.einsum("ax,axy->ay", position, symmetric),
-                box=system.box + system.box @ symmetric,
+                position=position + jnp.einsum("ax,axy->ay", position, symmetric, precision="highest"),
+                box=system.box + jnp.matmul(system.box, symmetric, precision="highest"),
             )
         energies = potential.atom_energies(params, system, graph.neighbors)
         return energies.sum(), energies
