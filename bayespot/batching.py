@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from bayespot.tree import length, take
-from bayespot.typing import PyTree
+from bayespot.typing import Array, PyTree
+
+TOGETHER = "together"  # axis of the elements of one batch
 
 
 def default_batch_size(number: int) -> int:
@@ -23,8 +25,20 @@ def each(function: Callable, size: int) -> Callable:
     """``function`` over the leading axis of ``size`` elements; no ``vmap`` for a single one, which would turn ``cond``
     into a selection that computes both branches."""
     if size > 1:
-        return jax.vmap(function)
+        return jax.vmap(function, axis_name=TOGETHER)
     return lambda *args: jax.tree.map(lambda x: x[None], function(*take(args, 0)))
+
+
+def any_together(due: Array) -> Array:
+    """Whether any of the elements that ``each`` treats together is due: a condition that all of them share.
+
+    ``vmap`` turns a ``cond`` whose condition differs between elements into a selection that computes both branches,
+    every time. With this one it stays a branch; what it does must be right for those, too, that are not due themselves.
+    """
+    try:
+        return jax.lax.pmax(due.astype(jnp.int32), TOGETHER) > 0
+    except NameError:  # not in a batch
+        return due
 
 
 def precise(function: Callable) -> Callable:

@@ -1,11 +1,13 @@
 """Batches over devices: the same as ``vmap``, for every number of elements and size of batch."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayespot.batching import default_batch_size, each, over_batches
+from bayespot.batching import any_together, default_batch_size, each, over_batches
 from bayespot.potentials.potential import strained
 from bayespot.records.neighbors import Neighbors, displacements
 from bayespot.records.system import System
@@ -63,6 +65,28 @@ def test_gradient_passes():
 
 def test_one_element_per_batch_on_a_cpu():
     assert default_batch_size(64) == 1
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_branch_of_one_is_a_branch_of_all(size, capfd):
+    """The costly branch runs when an element of the batch is due, and only then; derivatives pass."""
+
+    def costly(due, x):
+        jax.debug.print("costly")
+        return jnp.where(due, x**2, x)
+
+    def choose(due, x):
+        return jax.lax.cond(any_together(due), costly, lambda due, x: x, due, x)
+
+    one = jax.jit(jax.value_and_grad(choose, argnums=1))  # as a step is compiled before many of them are batched
+    function = jax.jit(partial(over_batches, lambda batch: each(one, size)(*batch), batch_size=size))
+    x = jnp.arange(1.0, 5.0)
+    for due in (np.zeros(4, bool), np.arange(4) == 2):
+        value, slope = jax.block_until_ready(function((jnp.asarray(due), x)))
+        jax.effects_barrier()
+        np.testing.assert_array_equal(value, np.where(due, x**2, x))
+        np.testing.assert_array_equal(slope, np.where(due, 2 * x, 1.0))
+        assert ("costly" in capfd.readouterr().out) == due.any()
 
 
 def precisions(function, *arguments) -> list[str]:
