@@ -17,8 +17,24 @@ TOGETHER = "together"  # axis of the elements of one batch
 
 
 def default_batch_size(number: int) -> int:
-    """1 on a CPU; all of ``number``, shared among the devices, on an accelerator."""
+    """1 on a CPU; all of ``number``, shared among the devices, on an accelerator: where to begin ``within_memory``."""
     return 1 if jax.default_backend() == "cpu" else -(-number // jax.device_count())
+
+
+def within_memory[T](function: Callable[[int], T], size: int) -> T:
+    """``function(size)``; while the device's memory does not hold so many at once, with half as many (host).
+
+    Args:
+        function: takes a batch size, and begins anew with every call.
+        size: what it is called with first.
+    """
+    while True:
+        try:
+            return jax.block_until_ready(function(size))
+        except jax.errors.JaxRuntimeError as error:
+            if size == 1 or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            size = -(-size // 2)
 
 
 def each(function: Callable, size: int) -> Callable:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayespot.batching import any_together, default_batch_size, each, over_batches
+from bayespot.batching import any_together, default_batch_size, each, over_batches, within_memory
 from bayespot.potentials.potential import strained
 from bayespot.records.neighbors import Neighbors, displacements
 from bayespot.records.system import System
@@ -65,6 +65,25 @@ def test_gradient_passes():
 
 def test_one_element_per_batch_on_a_cpu():
     assert default_batch_size(64) == 1
+
+
+def test_half_as_many_until_memory_holds_them():
+    tried = []
+
+    def function(size, room=3, message="RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."):
+        tried.append(size)
+        if size > room:
+            raise jax.errors.JaxRuntimeError(message)
+        return jnp.asarray(size)
+
+    assert within_memory(function, 20) == 3
+    assert tried == [20, 10, 5, 3]
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE"):
+        within_memory(lambda size: function(size, room=0), 2)
+    assert tried[4:] == [2, 1]
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        within_memory(lambda size: function(size, message="INTERNAL: no such thing"), 8)
+    assert tried[6:] == [8]
 
 
 @pytest.mark.parametrize("size", [1, 4])

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.batching import default_batch_size, over_batches
+from bayespot.batching import default_batch_size, over_batches, within_memory
 from bayespot.errors import Status
 from bayespot.records.interval import Observed
 from bayespot.records.posterior import PosteriorSamples
@@ -79,7 +79,7 @@ def observe(
         blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated.
             A block should be several correlation times long (``block_independence``).
         discard: frames left out at the start of every run, to equilibrate.
-        batch_size: runs treated at once; default 1 on a CPU, all on an accelerator.
+        batch_size: runs treated at once; default 1 on a CPU, as many as its memory holds on an accelerator.
 
     Raises:
         ValueError: for a trajectory that does not have what the observable needs, wrong axes, or too few frames.
@@ -106,7 +106,8 @@ def observe(
     runs = jax.tree.map(lambda x: x.reshape(s * r, *x.shape[2:]), trajectories.frames)
     size = default_batch_size(s * r) if batch_size is None else batch_size
     parts = _parts(t - discard, blocks)
-    value, block = _averages(runs, frame=observable.frame, combine=observable.combine, parts=parts, batch_size=size)
+    averages = partial(_averages, runs, observable.frame, observable.combine, parts)
+    value, block = within_memory(averages, size)
     coordinate = jnp.asarray(observable.coordinate, value.dtype)
     return Observed(
         value=value.reshape(s, r, *value.shape[1:]),
@@ -144,7 +145,7 @@ def _parts(frames: int, blocks: int) -> tuple[tuple[int, int], ...]:
 
 
 @partial(jax.jit, static_argnames=("frame", "combine", "parts", "batch_size"))
-def _averages(runs: Frame, *, frame, combine, parts, batch_size):
+def _averages(runs: Frame, frame, combine, parts, batch_size):
     """Averages over whole runs ``(n, ...)`` and over their parts ``(n, B, ...)``; the frames of a run one by one."""
 
     def run(frames):
