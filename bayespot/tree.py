@@ -53,9 +53,9 @@ def _registered(plain: type, static: tuple[str, ...]) -> type:
     return cls
 
 
-def replace(instance, **changes):
+def replace[T](instance: T, **changes: Any) -> T:
     """A copy of a record with some fields changed."""
-    return dataclasses.replace(instance, **changes)
+    return dataclasses.replace(instance, **changes)  # pyright: ignore[reportArgumentType]
 
 
 def noise(key: Key, tree: PyTree) -> PyTree:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bayespot.batching import any_together
 from bayespot.inference.preconditioner import Preconditioner
 from bayespot.inference.schedules import Schedule, Temperature
 from bayespot.tree import noise
@@ -31,12 +32,14 @@ def thermal(key: Key, params: Params, variance) -> Params:
 
 
 def at_times(due: Array, function: Callable[[Key, Any], Any], key: Key, state: Any) -> Any:
-    """``function(key, state)`` where ``due``, else the state; the key goes in as numbers, for batched conditions.
-
-    Batched chains (``chains_at_once`` above 1) evaluate the function at every step and select.
-    """
+    """``function(key, state)`` where ``due``, else the state; the key goes in as numbers, for batched conditions."""
     kind, bits = jax.random.key_impl(key), jax.random.key_data(key)
-    return jax.lax.cond(due, lambda s: function(jax.random.wrap_key_data(bits, impl=kind), s), lambda s: s, state)
+
+    def chosen(state):
+        new = function(jax.random.wrap_key_data(bits, impl=kind), state)
+        return jax.tree.map(lambda before, after: jnp.where(due, after, before), state, new)
+
+    return jax.lax.cond(any_together(due), chosen, lambda state: state, state)
 
 
 def roots(scaling: Preconditioner, state: Any) -> Params:

@@ -23,6 +23,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy import linalg
 
+from bayespot.batching import precise
 from bayespot.inference.subset import Free, check_shapes, chosen, overlay, select
 from bayespot.inference.target import Batch, LeastSquares, Target, require_training_data
 from bayespot.tree import length, stack, take
@@ -165,7 +166,7 @@ def _linearised(residuals: Callable, names: tuple[str, ...], forward: bool) -> C
 
         return jax.lax.map(frame, batch)
 
-    return jax.jit(_precisely(at))
+    return jax.jit(precise(at))  # short mantissas would invent information about θ
 
 
 @lru_cache(maxsize=8)
@@ -178,17 +179,7 @@ def _prior(log_prior: Callable, names: tuple[str, ...]) -> Callable:
         columns = _unit_vectors(lambda column: jax.jvp(gradient, (vector,), (column,))[1], vector)
         return -log_prior(params), gradient(vector), columns
 
-    return jax.jit(_precisely(at))
-
-
-def _precisely(function: Callable) -> Callable:
-    """With full matrix products: the short mantissas of an accelerator would invent information about θ."""
-
-    def precise(*arguments):
-        with jax.default_matmul_precision("highest"):
-            return function(*arguments)
-
-    return precise
+    return jax.jit(precise(at))
 
 
 def _unit_vectors(linear: Callable, like: Array) -> Array:

@@ -2,13 +2,18 @@
 
 Work is cut into segments; a segment of all chains is one compiled call, and between segments the host shows progress,
 collects draws, looks for diverged chains and saves a checkpoint. Segments of different lengths share one compilation.
+
+Results are bit-identical where sums have a fixed order; on a GPU only with
+``XLA_FLAGS=--xla_gpu_deterministic_ops=true``.
 """
 
 import hashlib
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -16,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from bayespot.batching import default_batch_size, each, over_batches
+from bayespot.batching import default_batch_size, each, over_batches, within_memory
+from bayespot.checkpoint import Checkpoint, fingerprint
 from bayespot.checkpoint import checkpoint as open_checkpoint
-from bayespot.checkpoint import fingerprint
 from bayespot.errors import Status, listed
 from bayespot.inference.algorithm import Algorithm
-from bayespot.inference.minibatches import minibatches
+from bayespot.inference.minibatches import in_advance, minibatches
 from bayespot.inference.target import Batch
 from bayespot.records.posterior import PosteriorSamples
 from bayespot.tree import all_finite, length, take
@@ -36,6 +41,10 @@ class Plan(NamedTuple):
     ends: tuple[int, ...]
     draws: frozenset[int]
     longest: int
+
+    def after(self, done: int) -> list[tuple[int, int]]:
+        """First step and end of the segments after so many steps."""
+        return list(pairwise((done, *(e for e in self.ends if e > done))))
 
     @property
     def facts(self) -> list:
@@ -74,7 +83,7 @@ def infer(
         thin: steps between draws; default: one draw per chain, at the end (what an optimiser wants).
         keep: ``steps done → bool``, which of these draws to keep, e.g. ``cyclical(…).sampling``; default all.
         rows: frames that each chain sees, e.g. ``bootstrap(key, len(data), chains)``; default all of them.
-        chains_at_once: chains per compiled batch; default 1 on a CPU, all on an accelerator.
+        chains_at_once: chains per compiled batch; default 1 on a CPU, as many as its memory holds on an accelerator.
         checkpoint: folder for progress; the same call goes on where it stopped, with bit-identical samples.
         progress: whether to show a bar.
 
@@ -86,28 +95,42 @@ def infer(
     """
     algorithm.check(data)
     data = jax.tree.map(jnp.asarray, data)  # once, not with every segment
-    chains, frames = length(params), length(data)
-    burn_in, thin = _checked(steps, burn_in, thin, batch_size, frames)
-    rows = _checked_rows(rows, chains, frames, batch_size)
-    plan = _plan(steps, burn_in, thin, keep)
-    size = chains_at_once or default_batch_size(chains)
-    segment = _segment(algorithm._replace(spec=()), size)
-    keys, states = _beginning(algorithm.init, size)(key, params)
-    run = _Run(states, _Host(np.zeros(chains, np.int32), np.zeros(chains), np.array(False), [], [], {}))
-    store = None
-    if checkpoint:
-        facts = [*plan.facts, batch_size, batches, *_meaning(algorithm, keys, states, data)]
-        store = open_checkpoint(checkpoint, fingerprint(key, (params, rows, data), facts), SECONDS_BETWEEN_CHECKPOINTS)
+    chains = length(params)
+    plan = _plan(steps, *_checked(steps, burn_in, thin, batch_size, length(data)), keep)
+    rows = _checked_rows(rows, chains, length(data), batch_size)
+    beginnings, keys = _chain_keys(key, chains)
     order = minibatches(key, rows, batch_size, batches) if batch_size else lambda first, end, length: None
-    advance = partial(_advance, algorithm=algorithm, segment=segment, keys=keys, data=data, order=order, plan=plan)
-    return _samples(algorithm, _driven(run, advance, plan, store, progress))
+    host = _Host(np.zeros(chains, np.int32), np.zeros(chains), np.array(False), [], [], {})
+
+    def run(size: int) -> _Run:
+        begin, segment = _compiled(algorithm._replace(spec=()), size)
+        states, store = begin(beginnings, params), None
+        if checkpoint:
+            facts = [batch_size, batches, *_facts(plan, algorithm, keys, states, data)]
+            store = _store(checkpoint, key, (params, rows, data), facts)
+        advance = partial(_advance, algorithm=algorithm, segment=segment, keys=keys, data=data, plan=plan)
+        return _driven(_Run(states, host), advance, order, plan, store, progress)
+
+    return _samples(algorithm, within_memory(run, chains_at_once or default_batch_size(chains)))
 
 
-def _meaning(algorithm: Algorithm, keys, states: PyTree, data: Batch) -> list[str]:
-    """What one step computes, as text: program and constants; it tells runs with other targets or settings apart."""
+@partial(jax.jit, static_argnums=1)
+def _chain_keys(key: Key, chains: int) -> tuple[jax.Array, jax.Array]:
+    """Keys of the first states and of the steps, one of each for every chain."""
+    keys = jax.vmap(lambda c: jax.random.split(jax.random.fold_in(key, c)))(jnp.arange(chains))
+    return keys[:, 0], keys[:, 1]
+
+
+def _store(folder: str, key: Key, arrays: PyTree, facts: list) -> Checkpoint:
+    return open_checkpoint(folder, fingerprint(key, arrays, facts), SECONDS_BETWEEN_CHECKPOINTS)
+
+
+def _facts(plan: Plan, algorithm: Algorithm, keys, states: PyTree, data: Batch) -> list:
+    """What is computed when: segments, and program and constants of one step; they tell apart runs with other targets
+    or settings."""
     traced = jax.jit(algorithm.step).trace(keys[0], take(states, 0), data)
     constants = [hashlib.sha256(np.asarray(c).tobytes()).hexdigest() for c in traced.jaxpr.consts]
-    return [traced.lower().as_text(), *constants]
+    return [*plan.facts, traced.lower().as_text(), *constants]
 
 
 class _Host(NamedTuple):
@@ -136,21 +159,22 @@ def _resumed(store, run: _Run) -> tuple[int, _Run]:
     return step, _Run(states, _Host(**host))
 
 
-def _driven(run: _Run, advance: Callable, plan: Plan, store, progress: bool) -> _Run:
+def _driven(run: _Run, advance: Callable, order: Callable, plan: Plan, store, progress: bool) -> _Run:
     """All segments that are still to be done, with a bar and checkpoints."""
     steps = plan.ends[-1]
     done, run = _resumed(store, run)
-    with tqdm(total=steps, initial=done, desc="infer", unit="step", disable=not progress) as bar:
-        for end in (e for e in plan.ends if e > done):
+    segments = plan.after(done)
+    bar = tqdm(total=steps, initial=done, desc="infer", unit="step", disable=not progress)
+    with bar, closing(in_advance(order, [(*s, plan.longest) for s in segments])) as orders:
+        for first, end in segments:
             if _over(run, plan):
                 break
-            run = advance(run, done, end)
-            bar.update(end - done)
+            run = advance(run, first, end, next(orders))
+            bar.update(end - first)
             bar.set_postfix_str(_postfix(run))
-            done = end
             if store:
-                save = store.save if done == steps or _over(run, plan) else store.save_when_due
-                save(done, run.states, run.host._asdict())
+                save = store.save if end == steps or _over(run, plan) else store.save_when_due
+                save(end, run.states, run.host._asdict())
     return run
 
 
@@ -205,23 +229,18 @@ def _plan(steps: int, burn_in: int, thin: int, keep: Callable[[int], bool] | Non
 
 
 @lru_cache(maxsize=8)
-def _beginning(init: Callable, size: int) -> Callable:
-    """Compiled: ``(key, params) → keys, states`` of all chains."""
+def _compiled(algorithm: Algorithm, size: int) -> tuple[Callable, Callable]:
+    """The first states of all chains, and a segment: the same programs for the same algorithm, so that a second call
+    with it does not compile again."""
 
-    def begin(key, params):
-        keys = jax.vmap(lambda c: jax.random.split(jax.random.fold_in(key, c)))(jnp.arange(length(params)))
-        states = over_batches(lambda batch: each(init, size)(*batch), (keys[:, 0], params), batch_size=size)
-        return keys[:, 1], states
+    def begin(keys, params):
+        return over_batches(lambda batch: each(algorithm.init, size)(*batch), (keys, params), batch_size=size)
 
-    return jax.jit(begin)
+    return jax.jit(begin), jax.jit(_segment(algorithm, size), donate_argnums=1)
 
 
-@lru_cache(maxsize=8)
 def _segment(algorithm: Algorithm, size: int) -> Callable:
-    """Compiled: ``count`` steps of all chains from step ``first`` on; indices are padded to the longest segment.
-
-    The same program for the same algorithm, so that a second call with it does not compile again.
-    """
+    """``count`` steps of all chains from step ``first`` on; indices are padded to the longest segment; traceable."""
     one_step = jax.jit(algorithm.step)  # traced once, although it is called for its shapes and in the loop
 
     def chain(key, state, indices, data, first, count):
@@ -248,22 +267,22 @@ def _segment(algorithm: Algorithm, size: int) -> Callable:
 
         return over_batches(batch, (keys, states, indices), data, first, count, batch_size=size)
 
-    return jax.jit(segment, donate_argnums=1)
+    return segment
 
 
-def _advance(run: _Run, first: int, end: int, *, algorithm, segment, keys, data, order, plan) -> _Run:
+def _advance(run: _Run, first: int, end: int, indices, *, algorithm, segment, keys, data, plan) -> _Run:
     """One segment, and what the host notes after it."""
-    states, info, last, finite = segment(keys, run.states, order(first, end, plan.longest), data, first, end - first)
-    info = jax.tree.map(np.asarray, info)
+    states, *found = segment(keys, run.states, indices, data, first, end - first)
+    info, last, finite = jax.device_get(found)  # together: each copy from an accelerator waits for the next
     host = run.host
-    status = np.where(np.asarray(finite), host.status, int(Status.UNSTABLE))
+    status = np.where(finite, host.status, int(Status.UNSTABLE))
     history = {k: [*host.history.get(k, []), v.astype(float)] for k, v in info.items() if k != "done"}
     draws, densities = host.draws, host.densities
     if end in plan.draws:
         draws = [*draws, jax.tree.map(np.asarray, jax.vmap(algorithm.params)(states))]
-        densities = [*densities, np.asarray(last)]
+        densities = [*densities, last]
     stopped = np.all(info.get("done", np.array(False)) | (status != Status.OK))
-    return _Run(states, _Host(status, np.asarray(last), np.asarray(stopped), draws, densities, history))
+    return _Run(states, _Host(status, last, np.asarray(stopped), draws, densities, history))
 
 
 def _postfix(run: _Run) -> str:

@@ -1,9 +1,9 @@
 """Which frames each chain sees at each step: a function of the key, so that a resumed run sees the same ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bayespot.typing import Key
@@ -23,12 +23,25 @@ def bootstrap(key: Key, frames: int, chains: int) -> jax.Array:
 BATCHES = ("epochs", "independent")
 
 
+def in_advance(order: Callable, segments: list[tuple]) -> Generator:
+    """``order(*segment)`` of one segment after the other, each found while the one before is being used.
+
+    In a thread of its own: to start a loop of unknown length on an accelerator keeps the thread that does it.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        coming = [thread.submit(order, *segment) for segment in segments[:1]]
+        for following in (*segments[1:], None):
+            found = coming.pop().result()
+            coming = [thread.submit(order, *following)] if following else []
+            yield found
+
+
 def minibatches(key: Key, rows: np.ndarray, batch_size: int, batches: str = "epochs") -> Callable:
     """Frame numbers of the minibatches: ``order(first, end, length) → (C, length, B)`` for steps ``first … end − 1``.
 
     ``rows`` ``(C, M)`` are the frames that each chain may see. Every epoch of every chain is a new permutation of them;
     the few that do not fill a minibatch wait for the next epoch. Steps from ``end`` on are zeros. ``"independent"``
-    minibatches are epochs of one minibatch.
+    minibatches are epochs of one minibatch. All on the host.
 
     Raises:
         ValueError: for another kind of ``batches``.
@@ -44,12 +57,12 @@ def minibatches(key: Key, rows: np.ndarray, batch_size: int, batches: str = "epo
         shuffled = np.random.default_rng([*seed, chain, number]).permutation(frames)
         return rows[chain][shuffled[: per_epoch * batch_size]].reshape(per_epoch, batch_size)
 
-    def order(first: int, end: int, length: int) -> jax.Array:
+    def order(first: int, end: int, length: int) -> np.ndarray:
         epochs = range(first // per_epoch, (end - 1) // per_epoch + 1)
         begin = first - epochs[0] * per_epoch
         out = np.zeros((chains, length, batch_size), np.int32)
         for c in range(chains):
             out[c, : end - first] = np.concatenate([epoch(c, e) for e in epochs])[begin : begin + end - first]
-        return jnp.asarray(out)
+        return out
 
     return order

@@ -9,7 +9,6 @@ The parameters that count are a running average of the iterates (Polyak and Judi
 Reference of deep ensembles: Lakshminarayanan, Pritzel and Blundell, NeurIPS (2017).
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bayespot.batching import any_together
 from bayespot.inference.algorithm import Algorithm
 from bayespot.inference.target import Batch, Target, TargetState, require_training_data
 from bayespot.typing import Array, Key, Params, Scalar
@@ -81,7 +81,7 @@ def optimise(
         new = state._replace(params=params, average=averaged, optimiser=optimiser_state, target=target_state, step=t)
         if validation is None:
             return new, {"log_density": value, **info}
-        new = jax.lax.cond(t % every == 0, _scored(target, validation), lambda s: s, new)
+        new = _scored_at_times(new, t % every == 0, target, validation)
         if patience is not None:  # once done a member stays as it is, however long the others still run
             over = _waited(state) >= patience * every
             new = jax.tree.map(lambda before, after: jnp.where(over, before, after), state, new)
@@ -102,13 +102,13 @@ def _waited(state: OptimiseState) -> Array:
     return state.step - state.best_step
 
 
-def _scored(target: Target, validation: Batch) -> Callable:
-    """The state after its average was scored on the validation data; a NaN score never counts as better."""
+def _scored_at_times(state: OptimiseState, due: Array, target: Target, validation: Batch) -> OptimiseState:
+    """The state after its average was scored on the validation data, if that is due; a NaN score is never better."""
     validation = jax.tree.map(jnp.asarray, validation)
 
     def score(state: OptimiseState) -> OptimiseState:
         value = target.metrics(state.average, validation)["log_likelihood"].astype(state.best_score.dtype)
-        better = value > state.best_score
+        better = due & (value > state.best_score)
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.average, state.best)
         return state._replace(
             best=best,
@@ -116,4 +116,4 @@ def _scored(target: Target, validation: Batch) -> Callable:
             best_step=jnp.where(better, state.step, state.best_step),
         )
 
-    return score
+    return jax.lax.cond(any_together(due), score, lambda state: state, state)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.batching import default_batch_size, over_batches
+from bayespot.batching import default_batch_size, over_batches, within_memory
 from bayespot.errors import Status
 from bayespot.observables.shared_frames import shared_averages
 from bayespot.records.interval import Observed
@@ -90,7 +90,7 @@ def observe(
             default 4. Of shared frames the few runs must tell that of all samples: default at least 16 in all.
             A block should be several correlation times long (``block_independence``).
         discard: frames left out at the start of every run, to equilibrate.
-        batch_size: runs treated at once; default 1 on a CPU, all on an accelerator.
+        batch_size: runs treated at once; default 1 on a CPU, as many as its memory holds on an accelerator.
 
     Raises:
         ValueError: where the observable lacks something (volume, species, parameters), wrong axes, or too few frames.
@@ -132,7 +132,7 @@ def _run_averages(observable: Observable, runs: Trajectory, params: tuple, block
     frame, combine = _prepared(observable, kept)
     size = default_batch_size(s * r) if batch_size is None else batch_size
     parts = _parts(t - discard, blocks)
-    value, block = _averages(kept.frames, params, frame=frame, combine=combine, parts=parts, batch_size=size)
+    value, block = within_memory(partial(_averages, kept.frames, params, frame, combine, parts), size)
     return value, block, runs.status
 
 
@@ -152,7 +152,8 @@ def _reused_averages(observable: Observable, reweighted: Reweighted, params: tup
     _check_blocks(t, parts, discard)
     size = default_batch_size(len(reweighted.status)) if batch_size is None else batch_size
     functions = _prepared(observable, reweighted.reference)
-    value, deviation = (np.array(x) for x in shared_averages(*functions, reweighted, params, parts, discard, size))
+    averages = partial(shared_averages, *functions, reweighted, params, parts, discard)
+    value, deviation = (np.array(x) for x in within_memory(averages, size))
     found, own = None, np.flatnonzero(reweighted.own >= 0)
     if reweighted.runs is not None:
         own = own[np.argsort(reweighted.own[own])]
@@ -210,7 +211,7 @@ def _parts(frames: int, blocks: int) -> tuple[tuple[int, int], ...]:
 
 
 @partial(jax.jit, static_argnames=("frame", "combine", "parts", "batch_size"))
-def _averages(runs: Frame, params: tuple, *, frame, combine, parts, batch_size):
+def _averages(runs: Frame, params: tuple, frame, combine, parts, batch_size):
     """Averages over whole runs ``(S, R, ...)`` and over their parts ``(S, R, B, ...)``; frames of a run one by one."""
     s, r = runs.energy.shape[:2]
 

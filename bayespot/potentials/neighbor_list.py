@@ -85,7 +85,7 @@ def neighbor_list(
         if thinnest is not None:
             h, inverse_h = system.box, inverse_of(system.box)
         if grid:
-            j, crowd = _grid_candidates(x @ inverse_h, real, cells, capacity[1])
+            j, crowd = _grid_candidates(jnp.matmul(x, inverse_h, precision="highest"), real, cells, capacity[1])
         else:
             j, crowd = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (n, n)), jnp.zeros((), jnp.int32)
         other = jnp.minimum(j, n - 1)

@@ -68,8 +68,8 @@ def forces(potential: Potential) -> Callable:
 def strained(system: System, strain: Float[Array, "3 3"]) -> System:
     """The system under a small homogeneous strain: positions and lattice vectors, as rows, times 1 + ε (symmetric)."""
     symmetric = 0.5 * (strain + strain.T)
-    position, box = system.position, system.box
-    return replace(system, position=position + position @ symmetric, box=box + box @ symmetric)
+    position, box = (x + jnp.matmul(x, symmetric, precision="highest") for x in (system.position, system.box))
+    return replace(system, position=position, box=box)
 
 
 def energy_forces_stress(potential: Potential) -> Callable:

@@ -39,7 +39,8 @@ def displacements(system: System, neighbors: Neighbors) -> tuple[Float[Array, "N
     j = jnp.where(mask, neighbors.index, 0)
     shift = neighbors.shift.astype(system.position.dtype)
     box_of_each_atom = system.box.ndim == 3
-    image = jnp.einsum("nks,nsx->nkx", shift, system.box) if box_of_each_atom else shift @ system.box
+    product = "nks,nsx->nkx" if box_of_each_atom else "nks,sx->nkx"
+    image = jnp.einsum(product, shift, system.box, precision="highest")  # an accelerator's default is off by 0.01 Å
     vectors = system.position[j] + image - system.position[:, None, :]
     # The barrier keeps the compiler from gathering the positions anew in every loop that uses the vectors.
     return jax.lax.optimization_barrier(jnp.where(mask[..., None], vectors, 1e4)), mask

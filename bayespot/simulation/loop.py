@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.batching import default_batch_size
+from bayespot.batching import default_batch_size, within_memory
 from bayespot.checkpoint import checkpoint as open_checkpoint
 from bayespot.checkpoint import fingerprint
 from bayespot.errors import Status
@@ -92,18 +92,36 @@ def run(
     checkpoint: str | Path | None,
     progress: bool,
 ) -> Trajectory:
-    """All runs of stacked parameters, ``(S, R, T)``.
+    """All runs of stacked parameters, ``(S, R, T)``, in batches that the device's memory holds.
 
     Raises:
         ValueError: for a start that the potential cannot treat, or a checkpoint of another run.
     """
+
+    def batches(size: int) -> Trajectory:
+        at_once = plan._replace(batch_size=size)
+        return _run(key, potential, params, start, ensemble, at_once, checkpoint, progress)
+
+    return within_memory(batches, plan.batch_size)
+
+
+def _run(
+    key: Key,
+    potential: Potential,
+    params: Params,
+    start: System,
+    ensemble: Ensemble,
+    plan: Plan,
+    checkpoint: str | Path | None,
+    progress: bool,
+) -> Trajectory:
     from tqdm import tqdm
 
     start = _checked(start, potential, ensemble)
     samples = plan.samples
     store = None
     if checkpoint is not None:
-        facts = [potential.spec, ensemble.spec, plan._asdict()]
+        facts = [potential.spec, ensemble.spec, plan._replace(batch_size=0)._asdict()]  # any batches, the same results
         store = open_checkpoint(checkpoint, fingerprint(key, (params, start), facts))
     runs = _begin(key, start, ensemble, plan)
     neighbors = neighbor_list(start, potential.cutoff, plan.skin)

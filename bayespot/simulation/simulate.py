@@ -126,7 +126,7 @@ def propagate(
         samples: posterior samples of the potential, all of status OK (leave failed ones out with ``healthy``).
         replicas: independent runs per sample; they tell the sampling error from the spread between samples.
         reuse: from ``reweight`` with these samples; then only those that it calls ``LOW_ESS`` are run.
-        batch_size: runs that are advanced together; default 1 on a CPU, all of them on an accelerator.
+        batch_size: runs that are advanced together; default 1 on a CPU, as many as its memory holds on an accelerator.
         key, potential, start, ensemble, steps, every, equilibration, chunk, skin, max_kT, checkpoint, progress: as in
             ``simulate``.
         throw: raise when a run becomes unstable; otherwise ``status`` and ``valid_until`` tell.

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayespot.batching import any_together
 from bayespot.inference.priors import Prior
 from bayespot.inference.target import LeastSquares, Target
 from bayespot.potentials.potential import Potential, check_compatible, species_index
@@ -224,8 +225,8 @@ def residuals(
 
     if capacity == frames * atoms:
         return at(capacity)(batch)
-    fits = (batch.system.species > 0).sum() <= capacity
-    return jax.lax.cond(fits, at(capacity), at(frames * atoms), batch)
+    too_long = any_together((batch.system.species > 0).sum() > capacity)
+    return jax.lax.cond(too_long, at(frames * atoms), at(capacity), batch)
 
 
 def _flat_residuals(potential, params, batch: Dataset, capacity: int, with_stress: bool) -> dict[str, Array]:
@@ -239,8 +240,8 @@ def _flat_residuals(potential, params, batch: Dataset, capacity: int, with_stres
             symmetric = 0.5 * (strain + strain.swapaxes(1, 2))[of_structure]
             system = replace(
                 system,
-                position=position + jnp.einsum("ax,axy->ay", position, symmetric),
-                box=system.box + system.box @ symmetric,
+                position=position + jnp.einsum("ax,axy->ay", position, symmetric, precision="highest"),
+                box=system.box + jnp.matmul(system.box, symmetric, precision="highest"),
             )
         energies = potential.atom_energies(params, system, graph.neighbors)
         return energies.sum(), energies

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.batching import default_batch_size, each, over_batches
+from bayespot.batching import default_batch_size, each, over_batches, within_memory
 from bayespot.errors import FailedSamples, UncertaintyWarning, listed
 from bayespot.potentials.potential import Potential, energy_forces_stress
 from bayespot.records.neighbors import Neighbors, neighbors
@@ -55,7 +55,7 @@ def calculator(
         samples: at least two, all sound (``healthy``).
         warn_above: uncertainty of the force on an atom [eV/Å], see ``atom_uncertainty``, above which an
             ``UncertaintyWarning`` names the least certain atom; once, and again only after all atoms were below it.
-        batch_size: samples evaluated at once; default 1 on a CPU, all on an accelerator.
+        batch_size: samples evaluated at once; default 1 on a CPU, as many as its memory holds on an accelerator.
 
     Raises:
         FailedSamples: when a sample's status is not OK; during a calculation, when samples give non-finite numbers.
@@ -71,12 +71,12 @@ def calculator(
         raise ValueError(f"warn_above must be positive [eV/Å], or None for no warning. Got {warn_above}.")
     size = default_batch_size(len(samples)) if batch_size is None else batch_size
     params, weight = jax.tree.map(jnp.asarray, (samples.params["potential"], weights(samples)))
-    evaluate = _evaluator(potential.atom_energies, size)
 
     def results(atoms) -> dict:
         _check_atoms(atoms, potential.species)
         system = from_ase(atoms)
-        found = evaluate(params, weight, system, padded(neighbors(system, potential.cutoff)))
+        listed = padded(neighbors(system, potential.cutoff))
+        found = within_memory(lambda n: _evaluator(potential.atom_energies, n)(params, weight, system, listed), size)
         members, moments = jax.device_get(found)
         return _results(members, moments, QUANTITIES if atoms.pbc.all() else QUANTITIES[:2])
 

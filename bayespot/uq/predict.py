@@ -8,14 +8,14 @@ The first spread is what more data would remove; the second is the scatter of th
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.batching import default_batch_size, over_batches
+from bayespot.batching import default_batch_size, over_batches, within_memory
 from bayespot.errors import FailedSamples, Status, listed
 from bayespot.potentials.potential import Potential, check_compatible, energy_forces_stress, species_index
 from bayespot.records.dataset import Dataset
@@ -69,7 +69,7 @@ def predict(
         potential: that the samples belong to.
         samples: at least two, all sound (``healthy``).
         data: frames with neighbours; labels are not used.
-        batch_size: samples evaluated at once; default 1 on a CPU, all on an accelerator.
+        batch_size: samples evaluated at once; default 1 on a CPU, as many as its memory holds on an accelerator.
 
     Raises:
         FailedSamples: when a sample's status is not OK.
@@ -78,7 +78,8 @@ def predict(
     check_samples(samples, potential)
     check_compatible(potential, data)
     size = default_batch_size(len(samples)) if batch_size is None else batch_size
-    energy, force, stress = _members(samples.params["potential"], data, potential=potential, batch_size=size)
+    evaluate = partial(_members, samples.params["potential"], data, potential)
+    energy, force, stress = within_memory(evaluate, size)
     members = {"energy": energy, "forces": force, "stress": stress}
     weight = weights(samples)
     moments = {name: _moments(y, weight) for name, y in members.items()}
@@ -122,7 +123,7 @@ def check_samples(samples: PosteriorSamples, potential: Potential) -> None:
         raise ValueError(f"An uncertainty needs at least two posterior samples. Got {len(samples)}.")
 
 
-def _members(params, data: Dataset, *, potential: Potential, batch_size: int):
+def _members(params, data: Dataset, potential: Potential, batch_size: int):
     """Energies ``(S, M)``, forces ``(S, M, N, 3)`` and stresses ``(S, M, 3, 3)``, some samples at a time."""
     at_once, number = batch_size * jax.device_count(), length(params)
     evaluate = _evaluator(potential.atom_energies, batch_size, min(FRAMES_AT_ONCE, len(data)))

@@ -16,14 +16,16 @@ from bayespot import units
 jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
+def crystal(cells: int = 2, seed: int = 0) -> bp.System:
+    """Rattled silicon of 8·cells³ atoms."""
+    atoms = bulk("Si", "diamond", a=5.431, cubic=True) * (cells, cells, cells)
+    atoms.rattle(0.12, seed=seed)
+    return bp.from_ase(atoms)
+
+
 def frames(number: int, cells: int = 2, cutoff: float = 5.0) -> bp.Dataset:
     """Rattled silicon of 8·cells³ atoms, labelled by Stillinger–Weber."""
-    teacher = bp.stillinger_weber(14)
-    systems = []
-    for seed in range(number):
-        atoms = bulk("Si", "diamond", a=5.431, cubic=True) * (cells, cells, cells)
-        atoms.rattle(0.12, seed=seed)
-        systems.append(bp.from_ase(atoms))
+    teacher, systems = bp.stillinger_weber(14), [crystal(cells, seed) for seed in range(number)]
     return bp.label(teacher, teacher.init(jax.random.key(0)), systems, cutoff)
 
 

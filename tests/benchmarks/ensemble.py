@@ -11,7 +11,9 @@ from tests.benchmarks.common import alternate, frames, report, seconds
 STEPS, MEMBERS, BATCH = 300, 8, 8
 
 
-def main() -> None:
+def trainings(steps: int = STEPS) -> tuple:
+    """``algorithm()``, and ``trained(first, members, fit)``: a training as a user starts it, with an algorithm of its
+    own, or with one that is compiled already."""
     data, validation = frames(32), frames(40)[32:]
     potential = bp.add(bp.repulsion(cutoff=5.0), bp.descriptor_mlp(data, cutoff=5.0))
     target = bp.force_matching(potential, data, bp.scaled_normal(1.0), bp.Noise(0.001, 0.1))
@@ -19,13 +21,18 @@ def main() -> None:
     start = bp.initial(key, target, MEMBERS)
 
     def algorithm():
-        return bp.optimise(target, bp.muon(bp.cosine(8e-3, STEPS)), validation=validation, every=100)
+        return bp.optimise(target, bp.muon(bp.cosine(8e-3, steps)), validation=validation, every=100)
 
-    def trained(first: int, members: int, fit=None):
-        """A training as a user starts it, with an algorithm of its own, or with one that is compiled already."""
+    def trained(first: int, members: int, fit=None, **options):
         params = jax.tree.map(lambda x: x[first : first + members], start)
-        options = {"steps": STEPS, "batch_size": BATCH, "progress": False}
-        return bp.infer(key, fit or algorithm(), params, data, **options).params
+        common = {"steps": steps, "batch_size": BATCH, "progress": False}
+        return bp.infer(key, fit or algorithm(), params, data, **common, **options).params
+
+    return algorithm, trained
+
+
+def main() -> None:
+    algorithm, trained = trainings()
 
     def cold(function) -> float:
         jax.clear_caches()

@@ -4,7 +4,6 @@
 """
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import bayespot as bp
@@ -14,20 +13,19 @@ from tests.benchmarks.common import alternate, frames, report
 STEPS, BATCH = 600, 8
 
 
-def main() -> None:
+def material() -> tuple:
+    """Frames, the posterior of a potential, and two algorithms."""
     data = frames(32)
     potential = bp.add(bp.repulsion(cutoff=5.0), bp.descriptor_mlp(data, cutoff=5.0))
     target = bp.force_matching(potential, data, bp.scaled_normal(1.0), bp.Noise(0.001, 0.1))
-    key = jax.random.key(0)
-    one, two = bp.initial(key, target, 1), bp.initial(key, target, 2)
     adam = bp.optimise(target, optax.adam(1e-3))
     sgld = bp.sgld(target, bp.constant(1e-10))  # a larger step diverges at the untrained start
-    psgld = bp.sgld(target, bp.constant(1e-6), preconditioner=bp.rms())
-    sghmc = bp.sghmc(target, bp.constant(1e-6), friction=1e5)
-    sgnht = bp.sgnht(target, bp.constant(1e-6), friction=1e5, relaxation=1e-4)
-    start = take(one, 0)
+    return data, target, {"adam": adam, "sgld": sgld}
 
-    @jax.jit
+
+def gradients(target, key):
+    """Nothing but gradients of one chain: ``(params, data, order) → params, sum of log densities``."""
+
     def bare(params, data, order):
         def step(carry, indices):
             params, total = carry
@@ -37,17 +35,35 @@ def main() -> None:
 
         return jax.lax.scan(step, (params, 0.0), order)[0]
 
-    order = jax.random.randint(key, (STEPS, BATCH), 0, len(data))
+    return bare
+
+
+def runner(key, data, **options):
+    """``(algorithm, params) →`` a function that runs it through ``infer``."""
 
     def run(algorithm, params):
         def sound():  # a diverged chain ends early and would look fast
-            return bp.healthy(bp.infer(key, algorithm, params, data, steps=STEPS, batch_size=BATCH, progress=False))
+            return bp.healthy(bp.infer(key, algorithm, params, data, batch_size=BATCH, progress=False, **options))
 
         return lambda: sound().params
 
+    return run
+
+
+def main() -> None:
+    data, target, algorithms = material()
+    key = jax.random.key(0)
+    one, two = bp.initial(key, target, 1), bp.initial(key, target, 2)
+    adam, sgld = algorithms.values()
+    psgld = bp.sgld(target, bp.constant(1e-6), preconditioner=bp.rms())
+    sghmc = bp.sghmc(target, bp.constant(1e-6), friction=1e5)
+    sgnht = bp.sgnht(target, bp.constant(1e-6), friction=1e5, relaxation=1e-4)
+    start, bare = take(one, 0), jax.jit(gradients(target, key))
+    order = jax.random.randint(key, (STEPS, BATCH), 0, len(data))
+    run = runner(key, data, steps=STEPS)
     times = alternate(
         {
-            "bare": lambda: bare(start, data, jnp.asarray(order)),
+            "bare": lambda: bare(start, data, order),
             "adam": run(adam, one),
             "sgld": run(sgld, one),
             "psgld": run(psgld, one),

@@ -22,7 +22,7 @@ from bayespot.records.neighbors import Neighbors, neighbors
 from bayespot.records.system import System, system
 from bayespot.tree import replace, stack
 
-MOST_NEIGHBORS = 64
+MOST_ATOMS, MOST_NEIGHBORS = 24, 64
 
 
 class Member(NamedTuple):
@@ -101,11 +101,11 @@ def deformed(sys: System, matrix) -> System:
     return replace(sys, position=np.asarray(sys.position) @ matrix, box=np.asarray(sys.box) @ matrix)
 
 
-def listed(name: str, sys: System, extra: float = 0.0, spare: int = 0) -> Neighbors:
+def listed(name: str, sys: System, extra: float = 0.0) -> Neighbors:
     """Neighbours, all padded to the same number so that the tests share what is compiled."""
     nbrs = neighbors(sys, member(name).potential.cutoff + extra)
     n, k = nbrs.index.shape
-    missing = MOST_NEIGHBORS - k + spare
+    missing = MOST_NEIGHBORS - k
     assert missing >= 0, f"{k} neighbours"
     index = np.pad(nbrs.index, ((0, 0), (0, missing)), constant_values=n)
     return Neighbors(index, np.pad(nbrs.shift, ((0, 0), (0, missing), (0, 0))))
@@ -248,8 +248,7 @@ def test_smooth_where_a_neighbour_crosses_the_cutoff(name):
 
 def test_padding_changes_nothing(name):
     sys, n = crystal(name), 4
-    more = padded(sys, n + 3)
-    one, wide = values(name, sys), values(name, more, listed(name, more, spare=5))
+    one, wide = values(name, sys), values(name, padded(sys, MOST_ATOMS))
     np.testing.assert_allclose(wide.energy, one.energy, rtol=1e-12)
     np.testing.assert_allclose(wide.forces[:n], one.forces, atol=1e-11 * np.abs(one.forces).max())
     np.testing.assert_allclose(wide.stress, one.stress, atol=1e-11 * np.abs(one.stress).max())
@@ -309,7 +308,7 @@ def test_vmap_over_parameters_equals_a_loop(name):
 
 
 def test_one_atom_alone_has_no_forces(name):
-    alone = values(name, molecule(name, atoms=1))
+    alone = values(name, padded(molecule(name, atoms=1), 4))
     assert np.isfinite(alone.energy)
     assert (alone.forces == 0).all()
 
@@ -334,7 +333,7 @@ def test_small_cell_equals_its_supercell(name, repeat):
         np.tile(sys.species, len(copies)),
         np.stack([3 * a, 2 * b, 2 * c]),
     )
-    one, other = values(name, padded(sys, 4)), values(name, padded(large, 24))
+    one, other = values(name, padded(sys, 4)), values(name, padded(large, MOST_ATOMS))
     force, force_large = one.forces[:n], other.forces[: n * len(copies)]
     assert abs(one.energy) > 1e-3
     np.testing.assert_allclose(other.energy / len(copies), one.energy, rtol=1e-10)
