@@ -104,7 +104,7 @@ def infer(
 
     def run(size: int) -> _Run:
         begin, segment = _compiled(algorithm._replace(spec=()), size)
-        states, store = begin(beginnings, params), None
+        states, store = begin(jax.random.clone(beginnings), params), None  # perhaps once more, with fewer at once
         if checkpoint:
             facts = [batch_size, batches, *_facts(plan, algorithm, keys, states, data)]
             store = _store(checkpoint, key, (params, rows, data), facts)

@@ -104,6 +104,7 @@ def observe(
         )
     params = _parameters(observable, samples)
     if isinstance(trajectories, Reweighted):
+        _refuse_fixed_parameters(observable)
         value, block, status, shared = _reused_averages(observable, trajectories, params, blocks, discard, batch_size)
     else:
         value, block, status = _run_averages(observable, trajectories, params, blocks, discard, batch_size)
@@ -150,6 +151,8 @@ def _reused_averages(observable: Observable, reweighted: Reweighted, params: tup
     j, r, t = reweighted.reference.frames.energy.shape
     parts = max(4, -(-16 // (j * r))) if blocks is None else blocks
     _check_blocks(t, parts, discard)
+    if r * parts < 2:
+        raise ValueError(f"The error of shared frames needs two blocks of each reference. Got {r} runs of {parts}.")
     size = default_batch_size(len(reweighted.status)) if batch_size is None else batch_size
     functions = _prepared(observable, reweighted.reference)
     averages = partial(shared_averages, *functions, reweighted, params, parts, discard)
@@ -165,6 +168,14 @@ def _reused_averages(observable: Observable, reweighted: Reweighted, params: tup
         runs[own], every[own], status[own] = (np.asarray(x) for x in found)
         deviation[own] = 0.0
     return *(jax.device_put(x) for x in (runs, every, status)), jax.device_put(deviation)
+
+
+def _refuse_fixed_parameters(observable: Observable) -> None:
+    if observable.spec and observable.parametric is None:
+        raise ValueError(
+            f"{observable.name} has parameters of its own, but the samples of reweighted frames have others. Make it "
+            "without `params`, and pass the `samples`."
+        )
 
 
 def _check_blocks(frames: int, blocks: int, discard: int) -> None:

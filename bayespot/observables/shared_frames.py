@@ -64,7 +64,7 @@ def shared_averages(
     deviation = ((number - 1) * (value[:, None] - without)).reshape(len(value), references, -1, *value.shape[1:])
     # The numbers of frames of the references are fixed, so what their means differ by is no error.
     deviation -= deviation.mean(2, keepdims=True)
-    return value, deviation * np.sqrt((number - 1) / (number - references))
+    return value, deviation * float(np.sqrt((number - 1) / (number - references)))
 
 
 def _flattened(reweighted: Reweighted, blocks: int, discard: int) -> tuple:

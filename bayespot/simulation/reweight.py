@@ -2,12 +2,12 @@ r"""Existing simulations reweighted to every sample of a posterior, with a verdi
 
 import hashlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import numpy as np
 
-from bayespot.batching import default_batch_size, over_batches
+from bayespot.batching import default_batch_size, over_batches, within_memory
 from bayespot.errors import FailedSamples, Status, listed
 from bayespot.observables.frame_weights import (
     KINDS,
@@ -76,7 +76,8 @@ def reweight(
             needs. Its Kish's number must also be at least half of its perplexity, or few frames have the weight.
         max_k: largest Pareto k that a sample may have. The first order has no tail; there :math:`\frac12 |\kappa_3| /
             \kappa_2` of the log weights must be below 0.2, its standard error included.
-        batch_size: samples evaluated at once; default 1 on a CPU, all on an accelerator.
+        batch_size: samples evaluated at once; default 1 on a CPU, as many as its memory holds on an
+            accelerator.
 
     Raises:
         FailedSamples: when a sample failed in the inference, or a reference run is not sound.
@@ -91,7 +92,7 @@ def reweight(
     frames = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[3:]), trajectory.frames.system)
     params = concatenate([references.params["potential"], samples.params["potential"]])
     size = default_batch_size(length(params)) if batch_size is None else batch_size
-    base, difference, stress = _evaluated(potential, params, frames, size)
+    base, difference, stress = within_memory(partial(_evaluated, potential, params, frames), size)
     _check_energies(base + difference[: shape[0]], np.asarray(trajectory.frames.energy, np.float64), kT)
     seen = {"energy": base + difference[shape[0] :], "stress": stress[shape[0] :]}
     judged = _judged(trajectory, seen, -difference / kT, kT, kind, (min_frames, max_k))

@@ -125,7 +125,8 @@ def propagate(
     Args:
         samples: posterior samples of the potential, all of status OK (leave failed ones out with ``healthy``).
         replicas: independent runs per sample; they tell the sampling error from the spread between samples.
-        reuse: from ``reweight`` with these samples; then only those that it calls ``LOW_ESS`` are run.
+        reuse: from ``reweight`` with these samples; then only those that it calls ``LOW_ESS`` are run, and counted for
+            their keys. Use another key than for the references.
         batch_size: runs that are advanced together; default 1 on a CPU, as many as its memory holds on an accelerator.
         key, potential, start, ensemble, steps, every, equilibration, chunk, skin, max_kT, checkpoint, progress: as in
             ``simulate``.
@@ -144,8 +145,8 @@ def propagate(
     refuse_failed(samples, "propagated")
     chosen = np.arange(len(samples)) if reuse is None else unserved(reuse, samples, start, ensemble.kT)
     plan = loop.plan(steps, every, equilibration, replicas, chunk, skin, max_kT, batch_size, ensemble, len(chosen))
-    if not len(chosen) and reuse is not None:
-        return with_runs(reuse, chosen, None, plan)
+    if not len(chosen) and reuse is not None:  # nothing to run, or all that there was is in it already
+        return reuse if reuse.runs is not None else with_runs(reuse, chosen, None, plan)
     params = take(samples.params["potential"], chosen)
     runs = loop.run(key, potential, params, start, ensemble, plan, checkpoint, progress)
     if throw:

@@ -11,7 +11,7 @@ pairs, each of which costs an evaluation for every sample, and have to watch the
 import os
 import warnings
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import ClassVar
 
 import jax
@@ -72,12 +72,16 @@ def calculator(
     size = default_batch_size(len(samples)) if batch_size is None else batch_size
     params, weight = jax.tree.map(jnp.asarray, (samples.params["potential"], weights(samples)))
 
+    def evaluate(system, listed, number: int):
+        nonlocal size
+        size = number  # the next step begins with what the memory held
+        return _evaluator(potential.atom_energies, number)(params, weight, system, listed)
+
     def results(atoms) -> dict:
         _check_atoms(atoms, potential.species)
         system = from_ase(atoms)
         listed = padded(neighbors(system, potential.cutoff))
-        found = within_memory(lambda n: _evaluator(potential.atom_energies, n)(params, weight, system, listed), size)
-        members, moments = jax.device_get(found)
+        members, moments = jax.device_get(within_memory(partial(evaluate, system, listed), size))
         return _results(members, moments, QUANTITIES if atoms.pbc.all() else QUANTITIES[:2])
 
     return _ase_class()(results, warn_above)

@@ -69,6 +69,7 @@ def test_chunks_and_skins_do_not_change_the_path(squeezed_run):
     np.testing.assert_allclose(other.frames.system.box, squeezed_run.frames.system.box, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_resumes_with_the_box_of_the_checkpoint(squeezed_run, tmp_path, monkeypatch):
     original, calls = loop._repaired, []
     opened = loop.open_checkpoint

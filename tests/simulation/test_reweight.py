@@ -145,6 +145,12 @@ def test_only_samples_that_fail_are_run():
     assert np.asarray(observed.shared)[[0, 2]].any()
     np.testing.assert_allclose(observed.value[0], SPREAD.combine(_spread(run), np.full(1000, 1e-3)), rtol=1e-12)
     assert interval(observed).sampling == "shared frames, replicas and blocks"
+    # a second call has nothing left to run, and keeps what was run
+    assert propagate(jax.random.key(2), POTENTIAL, samples, START, ENSEMBLE, reuse=both, **OPTIONS) is both
+    with pytest.raises(ValueError, match="two blocks of each reference"):
+        observe(SPREAD, both, blocks=1)
+    with pytest.raises(ValueError, match="parameters of its own"):
+        observe(SPREAD._replace(spec={"name": "of another"}), both)
 
 
 def _spread(run):
