@@ -97,42 +97,30 @@ def run(
     Raises:
         ValueError: for a start that the potential cannot treat, or a checkpoint of another run.
     """
-
-    def batches(size: int) -> Trajectory:
-        at_once = plan._replace(batch_size=size)
-        return _run(key, potential, params, start, ensemble, at_once, checkpoint, progress)
-
-    return within_memory(batches, plan.batch_size)
-
-
-def _run(
-    key: Key,
-    potential: Potential,
-    params: Params,
-    start: System,
-    ensemble: Ensemble,
-    plan: Plan,
-    checkpoint: str | Path | None,
-    progress: bool,
-) -> Trajectory:
-    from tqdm import tqdm
-
-    start = _checked(start, potential, ensemble)
-    samples = plan.samples
-    store = None
+    start, store = _checked(start, potential, ensemble), None
     if checkpoint is not None:
         facts = [potential.spec, ensemble.spec, plan._replace(batch_size=0)._asdict()]  # any batches, the same results
         store = open_checkpoint(checkpoint, fingerprint(key, (params, start), facts))
-    runs = _begin(key, start, ensemble, plan)
     neighbors = neighbor_list(start, potential.cutoff, plan.skin)
     limits = {"capacity": np.asarray(neighbors.capacity), "lookahead": np.float64(1.0)}
     if ensemble.box is not None:
         limits["thinnest"] = ROOM * heights(np.asarray(start.box))
+
+    def in_batches(size: int) -> tuple[list[dict], np.ndarray]:
+        at_once = plan._replace(batch_size=size)
+        compiled = partial(_compiled, potential, start, ensemble, at_once)
+        return _driven(_begin(key, start, ensemble, at_once), (params, start), limits, compiled, plan, store, progress)
+
+    recorded, failed = within_memory(in_batches, plan.batch_size)
+    return _trajectory(recorded, failed, start, ensemble, plan, plan.samples)
+
+
+def _driven(runs: Run, shared: tuple, limits: dict, compiled, plan: Plan, store, progress: bool):
+    """The recorded parts of all chunks that are still to be done or kept in the checkpoint, and what failed."""
+    from tqdm import tqdm
+
     done, runs, limits = _resumed(store, runs, limits)
-    recorded = []
-    compiled = partial(_compiled, potential, start, ensemble, plan)
-    advance = compiled(limits)
-    pieces = _pieces(plan)
+    recorded, pieces, advance = [], _pieces(plan), compiled(limits)
     with tqdm(
         total=plan.equilibration + plan.steps, desc="simulate", unit="step", unit_scale=True, disable=not progress
     ) as bar:
@@ -141,7 +129,7 @@ def _run(
             if store and number < done:
                 part = _load(store.folder, number)
             else:
-                arguments = (runs, params, start, *(np.int32(x) for x in piece))
+                arguments = (runs, *shared, *(np.int32(x) for x in piece))
                 runs, part, limits, advance = _repaired(advance, arguments, limits, compiled)
                 part = {name: np.asarray(x[:, :count]) for name, x in part.items()}
                 if store:
@@ -152,7 +140,7 @@ def _run(
             bar.update(count * every)
             if unstable := int((np.asarray(runs.failed) >= 0).sum()):
                 bar.set_postfix_str(f"{unstable} of {len(runs.failed)} runs unstable")
-    return _trajectory(recorded, np.asarray(runs.failed), start, ensemble, plan, samples)
+    return recorded, np.asarray(runs.failed)
 
 
 def _checked(start: System, potential: Potential, ensemble: Ensemble) -> System:
