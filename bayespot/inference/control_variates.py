@@ -58,4 +58,4 @@ def control_variates(target: Target, data: Batch) -> Target:
         gradient = jax.tree.map(lambda g, s, f: g - s + f, gradient, slope, state.gradient)
         return value - there + state.value, gradient, state._replace(target=inner), info
 
-    return target._replace(init=init, value_and_grad=value_and_grad)
+    return target._replace(init=init, value_and_grad=value_and_grad, share=None)

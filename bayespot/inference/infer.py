@@ -56,7 +56,7 @@ def infer(
     key: Key,
     algorithm: Algorithm,
     params: Params,
-    data: Batch,
+    data: Batch | None,
     *,
     steps: int,
     batch_size: int | None = 8,
@@ -72,16 +72,16 @@ def infer(
     """Run ``C`` independent chains (or ensemble members) and return their draws.
 
     Args:
-        key: random key; every chain and every step gets its own, whatever ``chains_at_once`` is.
+        key: every chain and every step gets its own, whatever ``chains_at_once`` is.
         algorithm: e.g. ``optimise(target, optax.adam(1e-3))`` or ``sgld(target, schedule)``.
-        params: starting points along a leading axis ``C``: ``initial(key, target, chains=C)``, or ``samples.params``.
-        data: training data; every leaf has the leading axis of the frames.
+        params: starting points with a leading axis ``C``: ``initial(key, target, chains=C)``, ``samples.params``.
+        data: training data with the leading axis of the frames in every leaf; ``None`` for a target without any.
         steps: per chain, burn-in included.
         batch_size: frames per minibatch; ``None`` uses all data in every step.
-        batches: ``"epochs"``, drawn without replacement, or ``"independent"``, which ``sgnht`` needs.
+        batches: ``"epochs"``, without replacement, or ``"independent"``, which ``sgnht`` needs.
         burn_in: steps before the first draw; default ``steps − thin``.
         thin: steps between draws; default: one draw per chain, at the end (what an optimiser wants).
-        keep: ``steps done → bool``, which of these draws to keep, e.g. ``cyclical(…).sampling``; default all.
+        keep: ``steps done → bool``, which draws to keep, e.g. ``cyclical(…).sampling``; default all.
         rows: frames that each chain sees, e.g. ``bootstrap(key, len(data), chains)``; default all of them.
         chains_at_once: chains per compiled batch; default 1 on a CPU, as many as its memory holds on an accelerator.
         checkpoint: folder for progress; the same call goes on where it stopped, with bit-identical samples.
@@ -91,10 +91,9 @@ def infer(
         ``C × D`` samples, chain by chain; those of a diverged chain have status ``UNSTABLE``, and a warning names it.
 
     Raises:
-        ValueError: if steps, burn-in, thinning and batch size do not fit together, or the checkpoint is of another run.
+        ValueError: if steps, burn-in, thinning and batch size do not fit, or the checkpoint is of another run.
     """
-    algorithm.check(data)
-    data = jax.tree.map(jnp.asarray, data)  # once, not with every segment
+    data, batch_size = _checked_data(algorithm, data, batch_size)
     chains = length(params)
     plan = _plan(steps, *_checked(steps, burn_in, thin, batch_size, length(data)), keep)
     rows = _checked_rows(rows, chains, length(data), batch_size)
@@ -112,6 +111,14 @@ def infer(
         return _driven(_Run(states, host), advance, order, plan, store, progress)
 
     return _samples(algorithm, within_memory(run, chains_at_once or default_batch_size(chains)))
+
+
+def _checked_data(algorithm: Algorithm, data: Batch | None, batch_size: int | None) -> tuple[Batch, int | None]:
+    """The data on the device, once and not with every segment."""
+    if data is None:
+        data, batch_size = np.zeros((1, 0)), None
+    algorithm.check(data)
+    return jax.tree.map(jnp.asarray, data), batch_size
 
 
 @partial(jax.jit, static_argnums=1)

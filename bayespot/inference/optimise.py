@@ -9,6 +9,7 @@ The parameters that count are a running average of the iterates (Polyak and Judi
 Reference of deep ensembles: Lakshminarayanan, Pritzel and Blundell, NeurIPS (2017).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ def optimise(
     validation: Batch | None = None,
     every: int = 100,
     patience: int | None = None,
+    min_share: float | None = None,
 ) -> Algorithm:
     """An optimiser as an ``Algorithm``.
 
@@ -54,17 +56,13 @@ def optimise(
             average counts, never the starting point.
         every: steps between scores.
         patience: stop when so many consecutive scores brought no improvement; ``None`` runs to the end.
+        min_share: of targets that simulate, halve a step until their frames keep this effective share, e.g. 0.3.
 
     Raises:
         ValueError: for an average outside [0, 1), ``every`` or ``patience`` below 1, patience without validation data,
-            or validation data that the target cannot score.
+            validation data that the target cannot score, or ``min_share`` for a target that does not simulate.
     """
-    if not 0 <= average < 1 or every < 1 or (patience is not None and patience < 1):
-        raise ValueError(f"Need 0 ≤ average < 1, every ≥ 1, patience ≥ 1. Got {average=}, {every=}, {patience=}.")
-    if validation is not None:
-        target.check(validation)
-    elif patience is not None:
-        raise ValueError("Early stopping (patience) needs validation data. Pass validation=….")
+    _check(target, average, every, validation, patience, min_share)
 
     def init(key: Key, params: Params) -> OptimiseState:
         score, step = jnp.full((), -jnp.inf), jnp.zeros((), jnp.int32)
@@ -74,6 +72,8 @@ def optimise(
     def step(key: Key, state: OptimiseState, batch: Batch):
         value, gradient, target_state, info = target.value_and_grad(key, state.params, state.target, batch)
         updates, optimiser_state = optimiser.update(jax.tree.map(jnp.negative, gradient), state.optimiser, state.params)
+        if min_share is not None and target.share is not None:
+            updates = _shortened(target.share, target_state, min_share, state.params, updates)
         params = optax.apply_updates(state.params, updates)
         t = state.step + 1
         beta = jnp.minimum(average, t / (9 + t)) if average > 0 else 0.0
@@ -95,6 +95,29 @@ def optimise(
         return jax.tree.map(lambda best, last: jnp.where(scored, best, last), state.best, state.average)
 
     return Algorithm(init, step, params, target.spec, partial(require_training_data, target))
+
+
+def _check(target: Target, average: float, every: int, validation, patience: int | None, min_share: float | None):
+    if not 0 <= average < 1 or every < 1 or (patience is not None and patience < 1):
+        raise ValueError(f"Need 0 ≤ average < 1, every ≥ 1, patience ≥ 1. Got {average=}, {every=}, {patience=}.")
+    if min_share is not None and (target.share is None or not 0 < min_share < 1):
+        raise ValueError(f"min_share is for targets that simulate, and between 0 and 1. Got {min_share}.")
+    if validation is not None:
+        target.check(validation)
+    elif patience is not None:
+        raise ValueError("Early stopping (patience) needs validation data. Pass validation=….")
+
+
+def _shortened(share: Callable, state: TargetState, least: float, params: Params, updates: Params) -> Params:
+    """The updates, halved until the reference frames keep the least share."""
+
+    def scaled(factor):
+        return jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
+
+    def too_far(factor):
+        return ~(share(optax.apply_updates(params, scaled(factor)), state) >= least) & (factor > 1e-6)  # also for NaN
+
+    return scaled(jax.lax.while_loop(too_far, lambda factor: 0.5 * factor, jnp.ones(())))
 
 
 def _waited(state: OptimiseState) -> Array:

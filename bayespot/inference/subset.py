@@ -70,12 +70,14 @@ def subset(target: Target, params: Params, free: Free) -> Subset:
         least = least._replace(
             residuals=lambda part, batch: residuals(whole(part), batch), log_prior=lambda part: log_prior(whole(part))
         )
+    share = target.share
     inner = target._replace(
         initial=lambda key: select(target.initial(key), names),
         init=lambda key, part: target.init(key, whole(part)),
         value_and_grad=value_and_grad,
         metrics=lambda part, batch: target.metrics(whole(part), batch),
         least_squares=least,
+        share=None if share is None else lambda part, state: share(whole(part), state),
     )
 
     def complete(samples: PosteriorSamples) -> PosteriorSamples:

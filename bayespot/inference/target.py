@@ -51,6 +51,8 @@ class Target(NamedTuple):
         spec: of the potential inside, so that its posterior can rebuild it.
         check: raises ``ValueError`` for data that the target cannot score (host).
         least_squares: its residuals, where its errors are Gaussian; ``None`` elsewhere.
+        frames: whether it scores data frames; without them any batch will do, and ``infer`` takes the data ``None``.
+        share: ``(params, state) →`` effective share of the reference frames, for targets that simulate; traceable.
     """
 
     initial: Callable[[Key], Params]
@@ -61,6 +63,8 @@ class Target(NamedTuple):
     spec: Spec
     check: Callable[[Batch], None] = lambda data: None
     least_squares: LeastSquares | None = None
+    frames: bool = True
+    share: Callable[[Params, TargetState], Scalar] | None = None
 
 
 def initial(key: Key, target: Target, chains: int) -> Params:
@@ -74,6 +78,8 @@ def require_training_data(target: Target, data: Batch) -> None:
     Raises:
         ValueError: for another number of frames, or data that the target cannot score.
     """
+    if not target.frames:
+        return
     if (frames := length(data)) != target.size:
         raise ValueError(f"The target was made for {target.size} frames. Got {frames}. Make it from these data.")
     target.check(data)

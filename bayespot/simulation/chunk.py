@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from bayespot.batching import each, over_batches
+from bayespot.batching import any_together, each, over_batches
 from bayespot.potentials.neighbor_list import NeighborList, heights_of, inverse_of
 from bayespot.potentials.potential import Potential, energy_forces_stress, forces
 from bayespot.records.system import System
@@ -117,7 +117,7 @@ def stepper(
             away = away_from(now, carry["reference"])
             ahead = lookahead * (ensemble.dt * _length(state.velocity) + 0.02 * skin)
             late = carry["late"] | (sound[:, None] & (away > half)).any()
-            stale = (sound[:, None] & (away + ahead > half)).any()
+            stale = any_together((sound[:, None] & (away + ahead > half)).any())
             old = {name: carry[name] for name in ("listed", "reference", "needed", "thinnest")}
             lists = jax.lax.cond(stale, lambda: build(runs, carry["needed"], carry["thinnest"]), lambda: old)
             return {"runs": runs, "late": late, **lists}
@@ -173,17 +173,33 @@ def chunk(
     frames: int,
     batch_size: int,
 ) -> Callable:
-    """A chunk of all runs: ``(runs, params, system, first, count, every, lookahead) → runs, recorded, check``.
+    """A chunk of all runs: ``(runs, params, system, first, count, every, lookahead, skip=0) → runs, recorded, check``.
 
-    Traceable. ``count ≤ frames`` frames are recorded, each after ``every`` steps; both are ordinary arrays, so that one
-    compilation serves equilibration and every chunk. ``first`` is the number of steps made before; at 0 the states do
-    not know their forces yet, and get them. ``recorded`` is a dictionary of position, velocity, energy, stress and, if
-    it moves, box, ``(n, frames, ...)``.
+    Traceable. Of ``count`` frames, each after ``every`` steps, those after the first ``skip`` are recorded, ``frames``
+    at most; all three are ordinary arrays, so that one compilation serves equilibration and every chunk. ``first`` is
+    the number of steps made before; at 0 the states do not know their forces yet, and get them. ``recorded`` is a
+    dictionary of position, velocity, energy, stress and, if it moves, box, ``(n, frames, ...)``.
     """
+    options = {"skin": skin, "max_kT": max_kT, "frames": frames, "batch_size": batch_size}
+    batch = batch_chunk(potential, ensemble, neighbors, **options)
+    return lambda runs, *shared: over_batches(batch, runs, *shared, batch_size=batch_size)
+
+
+def batch_chunk(
+    potential: Potential,
+    ensemble: Ensemble,
+    neighbors: NeighborList,
+    *,
+    skin: float,
+    max_kT: float,
+    frames: int,
+    batch_size: int,
+) -> Callable:
+    """The same for ``batch_size`` runs, which are advanced together."""
     functions = stepper(potential, ensemble, neighbors, skin, max_kT, batch_size)
     evaluate = energy_forces_stress(potential)
 
-    def batch(runs: Run, params, system: System, first, count, every, lookahead):
+    def batch(runs: Run, params, system: System, first, count, every, lookahead, skip=0):
         params = take(params, runs.sample)
         open_, step = functions(params, system, lookahead)
         configuration = configurations(ensemble, system)
@@ -201,7 +217,7 @@ def chunk(
             state = replace(runs.state, force=jnp.where(end == 0, force, runs.state.force))
             lost = (runs.failed < 0) & ~jnp.isfinite(seen["energy"])
             carry["runs"] = replace(runs, state=state, failed=jnp.where(lost, end, runs.failed))
-            slot = jnp.where(number == 0, frames, number - 1)  # out of bounds, not recorded
+            slot = jnp.where(number <= skip, frames, number - 1 - skip)  # out of bounds, not recorded
             return carry, jax.tree.map(lambda all_, one: all_.at[slot].set(one, mode="drop"), recorded, seen)
 
         # A new run is looked at before its first step, too, and gets its forces there. To compute them elsewhere would
@@ -215,7 +231,7 @@ def chunk(
         check = Check(*(jnp.stack([carry[name]] * batch_size) for name in ("needed", "thinnest", "late")))
         return carry["runs"], jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), recorded), check
 
-    return lambda runs, *shared: over_batches(batch, runs, *shared, batch_size=batch_size)
+    return batch
 
 
 def _length(vectors: Float[Array, "*n 3"]) -> Float[Array, "*n"]:

@@ -1,0 +1,76 @@
+r"""The joint density of several targets: what reference calculations and experiments say together.
+
+.. math:: \log p(\theta \mid D_1, D_2, \dots) = \sum_i N_i\, v_i(\theta)
+
+with the values per datum :math:`v_i` and numbers of data :math:`N_i` of the targets. What the parts weigh is in their
+likelihoods (the noise of labels, the uncertainty of measurements); there are no numbers to be tuned.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from bayespot.inference.target import Batch, Target, require_training_data
+from bayespot.tree import total
+from bayespot.typing import Key, Params
+
+
+def fused(*targets: Target) -> Target:
+    """One target from several that share a potential.
+
+    Args:
+        targets: e.g. ``force_matching(…)`` and ``difftre(…)``, in any number. Those that score frames score the same
+            frames. The prior of the potential belongs into one of them only.
+
+    Returns:
+        A target with the data of those that have any. Its ``info`` holds the log density per datum of each,
+        ``"0/log_density"``, ``"1/log_density"``, …, and what they tell themselves.
+
+    Raises:
+        ValueError: for no target, different potentials, or different numbers of data.
+    """
+    if not targets:
+        raise ValueError("fused needs at least one target. Got none.")
+    if any(t.spec != targets[0].spec for t in targets):
+        raise ValueError(f"The targets must share a potential. Got {[dict(t.spec) for t in targets]}.")
+    scoring = [t for t in targets if t.frames]
+    if len(sizes := {t.size for t in scoring}) > 1:
+        raise ValueError(f"Targets that score frames must score the same ones. Got {sorted(sizes)} frames.")
+    size = sizes.pop() if sizes else 1
+
+    def initial(key: Key) -> Params:
+        keys = jax.random.split(key, len(targets) + 1)
+        starts = [t.initial(k) for t, k in zip(targets, keys[1:], strict=True)]
+        noise = {name: x for start in starts for name, x in start["noise"].items()}
+        return {"potential": targets[0].initial(keys[0])["potential"], "noise": noise}
+
+    def init(key: Key, params: Params):
+        keys = jax.random.split(key, len(targets))
+        return tuple(t.init(k, params) for t, k in zip(targets, keys, strict=True))
+
+    def value_and_grad(key: Key, params: Params, state: tuple, batch: Batch):
+        keys = jax.random.split(key, len(targets))
+        parts = [t.value_and_grad(k, params, s, batch) for t, k, s in zip(targets, keys, state, strict=True)]
+        values, gradients, states, infos = zip(*parts, strict=True)
+        shares = [t.size / size for t in targets]
+        value = total(w * v for w, v in zip(shares, values, strict=True))
+        gradient = jax.tree.map(lambda *g: total(w * x for w, x in zip(shares, g, strict=True)), *gradients)
+        told = {f"{n}/log_density": v for n, v in enumerate(values)}
+        told |= {f"{n}/{name}": jnp.asarray(x) for n, info in enumerate(infos) for name, x in info.items()}
+        return value, gradient, states, told
+
+    def check(data: Batch) -> None:
+        for t in scoring:
+            require_training_data(t, data)
+
+    def metrics(params: Params, batch: Batch):
+        return (scoring or targets)[0].metrics(params, batch)
+
+    def share(params: Params, state: tuple):
+        parts = [t.share(params, s) for t, s in zip(targets, state, strict=True) if t.share is not None]
+        return jnp.stack(parts).min()
+
+    simulating = any(t.share is not None for t in targets)
+    return Target(
+        initial, init, value_and_grad, metrics, size, targets[0].spec, check,
+        frames=bool(scoring), share=share if simulating else None,
+    )  # fmt: skip

@@ -1,0 +1,357 @@
+r"""Simulations inside a target: reference frames, reweighted to the parameters, and made anew when these have moved.
+
+Frames :math:`x_n`, :math:`n = 1 \dots T`, were drawn with the parameters :math:`\theta_r`; at others
+
+.. math:: w_n = \frac{e^{-\Delta_n}}{\sum_m e^{-\Delta_m}}, \qquad
+          \Delta_n = \frac{U_\theta(x_n) - U_{\theta_r}(x_n)}{kT}, \qquad
+          T_\mathrm{eff} = \exp\Big(-\sum_n w_n \ln w_n\Big).
+
+Everything but ``reference_run`` is traceable and becomes part of the compiled step of an algorithm.
+
+Reference:
+    Thaler and Zavadlav, *Nat. Commun.* 12, 6884 (2021).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayespot.batching import any_together
+from bayespot.inference.priors import Prior
+from bayespot.inference.target import Batch
+from bayespot.potentials.neighbor_list import neighbor_list
+from bayespot.potentials.potential import Potential
+from bayespot.records.system import System
+from bayespot.records.trajectory import Frame, Trajectory
+from bayespot.simulation.chunk import Run, batch_chunk, starter
+from bayespot.simulation.ensemble import Ensemble
+from bayespot.tree import record, replace
+from bayespot.typing import Array, Float, Key, Params, PyTree, Scalar
+
+
+class ReferenceRun(NamedTuple):
+    """How reference frames are made; ``reference_run`` checks and explains the fields.
+
+    ``frames``, ``equilibration`` and ``first_equilibration`` are numbers of frames, ``every`` steps apart.
+    """
+
+    start: System
+    ensemble: Ensemble
+    every: int
+    frames: int
+    equilibration: int
+    first_equilibration: int
+    replicas: int
+    min_share: float
+    skin: float
+    capacity: float
+    max_kT: float
+
+
+@record
+class ReferenceState:
+    """Reference frames, and where their simulations stand.
+
+    Attributes:
+        runs: to go on from, with the axis ``R``; random keys as numbers.
+        position: ``(R T, N, 3)`` [Å].
+        velocity: ``(R T, N, 3)``.
+        energy: in the potential that drove them, ``(R T,)`` [eV]; NaN before the first simulation.
+        kept: values of functions of the frames that do not depend on the parameters.
+        simulations: number of simulations so far.
+    """
+
+    runs: Run
+    position: Float[Array, "n N 3"]
+    velocity: Float[Array, "n N 3"]
+    energy: Float[Array, "n"]
+    kept: PyTree
+    simulations: Array
+
+
+class Frames(NamedTuple):
+    """Functions of single frames of a reference run, for one potential; all traceable.
+
+    Attributes:
+        system: ``position → System``.
+        neighbors: ``System → Neighbors``.
+        frame: ``(state, n) → Frame`` without energy and stress (NaN).
+        energies: ``(params, state) → (n,)`` [eV], of every frame.
+        capacity: of the neighbour lists.
+    """
+
+    system: Callable[[Array], System]
+    neighbors: Callable[[System], Any]
+    frame: Callable[[ReferenceState, Array], Frame]
+    energies: Callable[[Params, ReferenceState], Array]
+    capacity: tuple[int, int]
+
+
+class References(NamedTuple):
+    """What a target that simulates does with its reference run; traceable.
+
+    Attributes:
+        init: ``key → state`` without frames.
+        refreshed: ``(key, params, state) → state, energies, weights``: the same frames, or new ones where the
+            effective number has become too small; with energies and weights at the parameters. NaN where the
+            simulation failed.
+        share: ``(params, state) →`` effective number of the frames over their number.
+    """
+
+    init: Callable[[Key], ReferenceState]
+    refreshed: Callable[[Key, Params, ReferenceState], tuple[ReferenceState, Array, Array]]
+    share: Callable[[Params, ReferenceState], Scalar]
+
+
+def reference_run(
+    start: System,
+    ensemble: Ensemble,
+    *,
+    steps: int,
+    every: int,
+    equilibration: int | None = None,
+    first_equilibration: int | None = None,
+    replicas: int = 1,
+    min_share: float = 0.9,
+    skin: float = 0.4,
+    capacity: float = 1.5,
+    max_kT: float | None = None,
+) -> ReferenceRun:
+    """How a target that simulates makes its reference frames.
+
+    Args:
+        start: first configuration of all chains and replicas, best an equilibrated one: its neighbours decide how many
+            the lists have room for. Padding is removed.
+        ensemble: with a thermostat, in a constant box.
+        steps: of the frames, for each replica.
+        every: steps between frames; must divide the other numbers of steps.
+        equilibration: steps that follow a change of the parameters before the first frame; default a tenth of
+            ``steps``.
+        first_equilibration: the same for the first simulation, which comes from ``start``; default ``steps``.
+        replicas: independent simulations.
+        min_share: new frames are simulated when the effective share of the old ones falls below this; above 1 they are
+            in every step.
+        skin: of the neighbour lists [Å].
+        capacity: room of the neighbour lists, in units of what ``start`` needs. A chain that needs more becomes
+            unstable.
+        max_kT: kinetic temperature [eV] beyond which a simulation counts as unstable; default ten times the
+            ensemble's. A few atoms exceed that by chance now and then.
+
+    Raises:
+        ValueError: for numbers that are not positive or not multiples of ``every``, or an ensemble without thermostat
+            or with a box that moves.
+    """
+    if ensemble.box is not None or not ensemble.kT > 0:
+        raise ValueError(
+            "Frames can be reweighted at a constant temperature and in a constant box. "
+            f"Got the ensemble {ensemble.spec['name']!r}. Use nvt_langevin or nvt_nose_hoover."
+        )
+    max_kT = 10 * ensemble.kT if max_kT is None else max_kT
+    positive = {"steps": steps, "every": every, "replicas": replicas, "min_share": min_share}
+    _check_positive(**positive, skin=skin, capacity=capacity, max_kT=max_kT)
+    equilibration = -(-steps // 10 // every) * every if equilibration is None else equilibration
+    first_equilibration = steps if first_equilibration is None else first_equilibration
+    _check_multiples(every, steps=steps, equilibration=equilibration, first_equilibration=first_equilibration)
+    real = np.flatnonzero(np.asarray(start.species) > 0)
+    start = replace(start, position=start.position[real], species=start.species[real])
+    frames, waits = steps // every, (equilibration // every, first_equilibration // every)
+    return ReferenceRun(start, ensemble, every, frames, *waits, replicas, min_share, skin, capacity, max_kT)
+
+
+def _check_positive(**numbers) -> None:
+    for name, value in numbers.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive. Got {value}.")
+
+
+def _check_multiples(every: int, **steps) -> None:
+    for name, value in steps.items():
+        if value < 0 or value % every:
+            raise ValueError(f"every = {every} must divide {name}. Got {value}. Use {max(1, value // every) * every}.")
+
+
+def frames_of(potential: Potential, run: ReferenceRun) -> Frames:
+    """The functions of single frames of a reference run."""
+    fewest = neighbor_list(run.start, potential.cutoff, run.skin).capacity
+    capacity = (int(run.capacity * fewest[0]) + 2, int(run.capacity * fewest[1]))
+    lists = neighbor_list(run.start, potential.cutoff, 0.0, capacity)
+
+    def system(position) -> System:
+        return replace(run.start, position=position)
+
+    def neighbors(system: System):
+        return lists.update(system)[0]
+
+    def frame(state: ReferenceState, n) -> Frame:
+        dtype = state.energy.dtype
+        missing = jnp.full((), jnp.nan, dtype), jnp.full((3, 3), jnp.nan, dtype)
+        return Frame(system(state.position[n]), state.velocity[n], *missing)
+
+    def energies(params: Params, state: ReferenceState) -> Array:
+        def one(position):
+            return potential.energy(params, system(position), neighbors(system(position)))
+
+        return jax.lax.map(one, state.position)
+
+    return Frames(system, neighbors, frame, energies, capacity)
+
+
+def references(
+    potential: Potential, run: ReferenceRun, frames: Frames, keep: Callable[[Frame], PyTree] = lambda frame: ()
+) -> References:
+    """What a target that simulates does with its reference run.
+
+    Args:
+        potential: that drives the simulations.
+        run: how.
+        frames: of both.
+        keep: function of a frame (without energy and stress) whose values are stored with the frames.
+    """
+    start, number = run.start, run.replicas * run.frames
+    begin = starter(run.ensemble._replace(spec=()), run.replicas)
+    advance = _simulation(potential, run, frames)
+
+    def first(key: Key) -> Run:
+        replica = jnp.arange(run.replicas, dtype=jnp.int32)
+        return begin(key, Run(jnp.zeros_like(replica), replica, {}, jnp.full_like(replica, -1)), start)
+
+    like = jax.eval_shape(first, jax.eval_shape(lambda: jax.random.key(0)))
+
+    def init(key: Key) -> ReferenceState:
+        position = jnp.zeros((number, *start.position.shape), start.position.dtype)
+        energy = jnp.full(number, jnp.nan, jnp.result_type(float))
+        state = ReferenceState(_numbers(first(key)), position, position, energy, (), jnp.zeros((), jnp.int32))
+        shapes = jax.eval_shape(jax.vmap(lambda n: keep(frames.frame(state, n))), jnp.arange(number))
+        return replace(state, kept=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+
+    def refreshed(key: Key, params: Params, state: ReferenceState):
+        found = frames.energies(params, state)
+        weight = weights_of(found - state.energy, run.ensemble.kT)
+        due = ~(effective(weight) >= run.min_share * number)  # True for NaN, before the first simulation
+
+        def new():
+            made = advance(partial(_keys, jax.random.key_impl(key), like), params, state)
+            made = replace(made, kept=jax.lax.map(lambda n: keep(frames.frame(made, n)), jnp.arange(number)))
+            return made, made.energy, jnp.where(jnp.isfinite(made.energy), 1.0 / number, jnp.nan).astype(weight.dtype)
+
+        return jax.lax.cond(any_together(due), new, lambda: (state, found, weight))
+
+    def share(params: Params, state: ReferenceState) -> Scalar:
+        return effective(weights_of(frames.energies(params, state) - state.energy, run.ensemble.kT)) / number
+
+    return References(init, refreshed, share)
+
+
+def weights_of(difference: Float[Array, "n"], kT: float) -> Float[Array, "n"]:
+    """Weights of frames from the energy at the parameters minus that in the reference [eV]; they sum to 1."""
+    return jax.nn.softmax(-difference / kT)
+
+
+def effective(weight: Float[Array, "n"]) -> Scalar:
+    r"""Effective number of frames, the perplexity :math:`\exp(-\sum_n w_n \ln w_n)`."""
+    return jnp.exp(jax.scipy.special.entr(weight).sum())
+
+
+def _simulation(potential: Potential, run: ReferenceRun, frames: Frames) -> Callable:
+    """``(numbers → runs, params, state) → state`` with new frames, from where the last simulation ended.
+
+    It is repeated with a longer lookahead until no neighbour list was used too long.
+    """
+    neighbors = neighbor_list(run.start, potential.cutoff, run.skin, frames.capacity)
+    options = {"skin": run.skin, "max_kT": run.max_kT, "frames": run.frames, "batch_size": run.replicas}
+    advance = batch_chunk(potential, run.ensemble, neighbors, **options)
+    zero, every = np.int32(0), np.int32(run.every)
+
+    def simulated(keys: Callable, params: Params, state: ReferenceState) -> ReferenceState:
+        first = any_together(state.simulations == 0)  # one number for all chains of a batch, which share the loops
+        skip = jnp.where(first, run.first_equilibration, run.equilibration).astype(jnp.int32)
+        stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], params)
+
+        def attempt(lookahead):
+            runs = keys(state.runs)
+            new, *found = advance(runs, stacked, run.start, zero, skip + run.frames, every, lookahead, skip)
+            return _numbers(new), *found
+
+        def again(carry):
+            lookahead, _ = carry
+            return 2 * lookahead, attempt(lookahead)
+
+        shapes = jax.eval_shape(attempt, jnp.float32(1.0))
+        seen, check = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[1:])
+        never = (jnp.float32(1.0), (state.runs, seen, replace(check, late=jnp.ones_like(check.late))))
+        _, (runs, seen, check) = jax.lax.while_loop(lambda carry: carry[1][2].late.any(), again, never)
+        sound = (runs.failed < 0).all() & (check.needed <= jnp.asarray(frames.capacity)).all()
+        seen = {name: x.reshape(-1, *x.shape[2:]) for name, x in seen.items()}
+        return replace(
+            state,
+            runs=runs,
+            position=seen["position"],
+            velocity=seen["velocity"],
+            energy=jnp.where(sound, seen["energy"], jnp.nan).astype(state.energy.dtype),
+            simulations=state.simulations + 1,
+        )
+
+    return simulated
+
+
+def _numbers(tree: PyTree) -> PyTree:
+    """Random keys as numbers: in a condition or a loop a key would count as used, whether it was or not."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def _keys(kind, like: PyTree, tree: PyTree) -> PyTree:
+    """Numbers as random keys of this kind, where ``like`` has keys."""
+    return jax.tree.map(lambda form, x: jax.random.wrap_key_data(x, impl=kind) if _is_key(form) else x, like, tree)
+
+
+def _is_key(x) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def of_start(run: ReferenceRun) -> Trajectory:
+    """The first configuration as a trajectory of a single frame, for ``Observable.prepare`` (host)."""
+    system = jax.tree.map(lambda x: np.asarray(x)[None, None, None], run.start)
+    velocity, zero = np.zeros_like(system.position), np.zeros((1, 1, 1))
+    frames = Frame(system, velocity, zero, np.zeros((1, 1, 1, 3, 3)))
+    return Trajectory(frames, zero, np.zeros((1, 1), np.int32), np.zeros((1, 1)))
+
+
+def progress(old: ReferenceState, new: ReferenceState, weight: Float[Array, "n"]) -> dict[str, Scalar]:
+    """What a target that simulates tells of a step."""
+    simulated = (new.simulations > old.simulations).astype(weight.dtype)
+    return {"effective_frames": effective(weight) / len(weight), "simulated": simulated}
+
+
+def pulled_back(
+    function: Callable[[Params, Any], PyTree], params: Params, frames: PyTree, cotangents: PyTree
+) -> Params:
+    """Gradient of the sum over frames of ``function(params, frame)`` times its cotangent, one frame at a time."""
+
+    def add(total, one):
+        frame, cotangent = one
+        _, pull = jax.vjp(lambda p: function(p, frame), params)
+        return jax.tree.map(jnp.add, total, pull(cotangent)[0]), None
+
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (frames, cotangents))[0]
+
+
+def with_prior(
+    prior: Prior | None, params: Params, value: Scalar, gradient: Params, size: int
+) -> tuple[Scalar, Params]:
+    """Value and gradient per datum with the log prior of the potential's parameters."""
+    if prior is None:
+        return value, gradient
+    log_prior, slope = jax.value_and_grad(lambda p: prior(p["potential"]) / size)(params)
+    return value + log_prior.astype(value.dtype), jax.tree.map(jnp.add, gradient, slope)
+
+
+def no_metrics(params: Params, batch: Batch) -> dict[str, Scalar]:
+    """In the place of ``Target.metrics``; raises ``ValueError``."""
+    raise ValueError(
+        "A target that simulates cannot be scored on frames, so it cannot serve for validation. "
+        "Simulate with propagate and compare with observe."
+    )

@@ -1,0 +1,58 @@
+"""Alternation: each algorithm goes on from the other's parameters, with a state of its own."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bayespot.inference.alternate import alternate
+from bayespot.inference.infer import infer
+from bayespot.inference.optimise import optimise
+from bayespot.inference.target import Target
+
+
+def attracted(centre: float) -> Target:
+    def value_and_grad(key, params, state, batch):
+        away = params["x"] - centre
+        return -0.5 * away**2, {"x": -away}, state, {}
+
+    return Target(
+        lambda key: {"x": jnp.asarray(0.0)}, lambda key, params: (), value_and_grad, lambda p, b: {}, 4, {"name": "a"}
+    )
+
+
+def run(key, *optimisers):
+    centres = (1.0, -3.0)
+    parts = [optimise(attracted(c), o, average=0.0) for c, o in zip(centres, optimisers, strict=False)]
+    start = {"x": jnp.zeros(1)}
+    algorithm = alternate(*parts) if len(parts) > 1 else parts[0]
+    return infer(key, algorithm, start, np.zeros((4, 1)), steps=20, batch_size=2, progress=False)
+
+
+def test_a_step_of_length_zero_changes_nothing(key):
+    pure, other = (run(k, *o) for k, o in ((key, [optax.adam(0.1)]), (key, [optax.adam(0.1), optax.sgd(0.0)])))
+    np.testing.assert_array_equal(pure.params["x"], other.params["x"])
+    assert float(pure.params["x"][0]) != 0.0
+
+
+def test_two_attractions_meet_where_one_turn_leaves_the_parameters(key):
+    """x → x + a (1 − x), then x → x + b (−3 − x): fixed point after the second step."""
+    a, b = 0.5, 0.25
+    samples = run(key, optax.sgd(a), optax.sgd(b))
+    wanted = ((1 - b) * a * 1.0 + b * -3.0) / (1 - (1 - a) * (1 - b))
+    assert float(samples.params["x"][0]) == pytest.approx(wanted, abs=1e-6)
+    assert set(samples.history) == {"log_density", "0/log_density", "1/log_density"}
+
+
+def test_nothing_to_alternate():
+    with pytest.raises(ValueError, match="at least one"):
+        alternate()
+
+
+def test_data_are_checked_by_all(key):
+    with pytest.raises(ValueError, match="made for 4 frames"):
+        infer(
+            key,
+            alternate(optimise(attracted(1.0), optax.sgd(0.1)), optimise(attracted(0.0), optax.sgd(0.1))),
+            {"x": jnp.zeros(1)}, np.zeros((3, 1)), steps=2, batch_size=None, progress=False,
+        )  # fmt: skip

@@ -1,0 +1,79 @@
+"""Joint densities: values and gradients are weighted sums, and several state points are several targets."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from bayespot.inference.infer import infer
+from bayespot.inference.optimise import optimise
+from bayespot.inference.priors import flat, normal
+from bayespot.inference.target import initial
+from bayespot.potentials.teacher import label
+from bayespot.records.system import system
+from bayespot.targets.difftre import Measurement, difftre
+from bayespot.targets.force_matching import Noise, force_matching
+from bayespot.targets.fused import fused
+from tests.targets.springs import SPRING, SQUARE, spring_run
+
+
+@pytest.fixture(scope="module")
+def parts():
+    rng, params = np.random.default_rng(0), SPRING.init(jax.random.key(0))
+    frames = [system(rng.normal(size=(1, 3)), [1], np.zeros((3, 3))) for _ in range(6)]
+    data = label(SPRING, params, frames, 1.0)
+    matching = force_matching(SPRING, data, normal(1.0), Noise(energy=0.01, forces=0.1))
+    states = [
+        difftre(SPRING, spring_run(steps=60, replicas=2), {"x²": Measurement(SQUARE, value, 0.1)})
+        for value in (0.4, 0.5)
+    ]
+    return data, matching, states
+
+
+def test_the_joint_density_is_the_sum_of_all(key, parts):
+    data, matching, states = parts
+    target = fused(matching, *states)
+    params = jax.tree.map(lambda x: x[0], initial(key, target, chains=1))
+    assert set(params["noise"]) == {"energy", "forces"}
+    ours = target.init(jax.random.clone(key), params)
+    value, gradient, _, info = jax.jit(target.value_and_grad)(jax.random.key(7), params, ours, data)
+    keys = jax.random.split(jax.random.key(7), 3)
+    alone = [
+        jax.jit(t.value_and_grad)(k, params, s, data) for t, k, s in zip((matching, *states), keys, ours, strict=True)
+    ]
+    shares = (1.0, 1 / 6, 1 / 6)
+    np.testing.assert_allclose(value, sum(w * a[0] for w, a in zip(shares, alone, strict=True)), rtol=1e-9)
+    wanted = jax.tree.map(lambda *g: sum(w * x for w, x in zip(shares, g, strict=True)), *[a[1] for a in alone])
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
+    assert info["1/simulated"] == 1
+    np.testing.assert_allclose(info["2/log_density"], alone[2][0], rtol=1e-9)
+
+
+def test_frames_are_minibatched_beside_an_experiment(key, parts):
+    data, matching, states = parts
+    target = fused(matching, states[0])
+    one, two = jax.random.split(key)
+    samples = infer(
+        one, optimise(target, optax.adam(1e-3)), initial(two, target, chains=1), data,
+        steps=3, batch_size=2, progress=False,
+    )  # fmt: skip
+    assert samples.status[0] == 0
+    assert np.isfinite(samples.log_density[0])
+    assert (
+        target.metrics(jax.tree.map(lambda x: x[0], samples.params), data).keys()
+        == matching.metrics(jax.tree.map(lambda x: x[0], samples.params), data).keys()
+    )
+
+
+def test_errors(parts):
+    data, matching, states = parts
+    with pytest.raises(ValueError, match="at least one target"):
+        fused()
+    other = SPRING._replace(spec={"name": "another"})
+    with pytest.raises(ValueError, match="share a potential"):
+        fused(matching, force_matching(other, data, flat(), Noise()))
+    with pytest.raises(ValueError, match=r"\[4, 6\] frames"):
+        fused(matching, force_matching(SPRING, data[:4], flat(), Noise()))
+    with pytest.raises(ValueError, match="made for 6 frames"):
+        fused(matching, states[0]).check(data[:4])

@@ -1,0 +1,126 @@
+"""Relative entropy: value and gradient of a harmonic model, whose free energy is known, and its stationary point."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bayespot.inference.infer import infer
+from bayespot.inference.optimise import optimise
+from bayespot.inference.priors import normal
+from bayespot.inference.target import initial
+from bayespot.potentials.potential import Potential
+from bayespot.records.dataset import dataset
+from bayespot.records.system import system
+from bayespot.simulation.ensemble import nvt_langevin
+from bayespot.targets.reference_run import reference_run
+from bayespot.targets.relative_entropy import _bennett, relative_entropy
+
+KT, OPEN = 0.5, np.zeros((3, 3))
+CENTRE, VARIANCE = np.array([0.5, -0.3, 0.1]), 0.16
+SPRING = Potential(
+    lambda key: {"log_k": jnp.asarray(0.0), "c": jnp.zeros(3), "zero": jnp.asarray(0.0)},
+    lambda p, s, n: 0.5 * jnp.exp(p["log_k"]) * ((s.position - p["c"]) ** 2).sum(-1) + p["zero"],
+    1.0, (), {"name": "spring"},
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data():
+    x = np.random.default_rng(0).normal(size=(60, 1, 3))
+    x -= x.mean((0, 1))
+    x *= np.sqrt(VARIANCE) / x.std()
+    return dataset([system(CENTRE + one, [1], OPEN) for one in x], cutoff=1.0)
+
+
+def springs(log_k=0.0, c=(0.0, 0.0, 0.0), zero=0.0):
+    return {"potential": {"log_k": jnp.asarray(log_k), "c": jnp.asarray(c), "zero": jnp.asarray(zero)}, "noise": {}}
+
+
+def target_of(data, prior=None, steps=2000, **other):
+    start = system(np.zeros((1, 3)), [1], OPEN)
+    options = {"every": 20, "replicas": 8, "skin": 5.0, "max_kT": 100.0} | other
+    run = reference_run(start, nvt_langevin(kT=KT, dt=0.1, gamma=1.0), steps=steps, **options)
+    return relative_entropy(SPRING, run, data, prior)
+
+
+def test_value_and_gradient_against_the_exact_free_energy(key, data):
+    """800 frames of 8 replicas; a path in five steps, along which the reference is made anew and followed by BAR.
+
+    Errors: that of ⟨U⟩ of 2400 numbers, of which every second is independent, and of a few free energies as large.
+    """
+    target = target_of(data)
+    evaluate = jax.jit(target.value_and_grad)
+    x = np.asarray(data.system.position)[:, 0]
+
+    def exact(p):
+        k, c = np.exp(float(p["log_k"])), np.asarray(p["c"])
+        return -0.5 * k * ((x - c) ** 2).sum(1).mean() / KT + 1.5 * float(p["log_k"])
+
+    state, simulated, share = target.init(key, springs()), [], np.linspace(0, 1, 5)
+    for a in share:
+        params = springs(1.2 * a, 0.5 * a * np.ones(3), 3.0 * a)  # the zero of the energy changes nothing
+        value, gradient, state, info = evaluate(key, params, state, data)
+        simulated.append(int(info["simulated"]))
+        offset = value - exact(params["potential"])
+        assert offset == pytest.approx(0.0, abs=0.15)
+        k, c = np.exp(1.2 * a), 0.5 * a
+        slope = -0.5 * k * ((x - c) ** 2).sum(1).mean() / KT + 1.5
+        error = 4 * np.sqrt(1.5 / (800 / 2))  # ⟨U⟩/kT has the variance 3/2
+        assert gradient["potential"]["log_k"] == pytest.approx(slope, abs=error)
+        np.testing.assert_allclose(
+            gradient["potential"]["c"], k * (x.mean(0) - c) / KT, atol=4 * np.sqrt(k / KT / (800 / 2))
+        )
+        assert gradient["potential"]["zero"] == pytest.approx(0.0, abs=1e-9)
+    assert simulated[0] == 1
+    assert sum(simulated) > 1
+
+
+def test_the_gradient_is_the_derivative_of_the_value_at_fixed_frames(key, data):
+    target = target_of(data, normal(1.0), steps=200, min_share=1e-9)
+    evaluate = jax.jit(target.value_and_grad)
+    _, _, state, _ = evaluate(key, springs(), target.init(key, springs()), data)
+    params = springs(0.05, (0.02, 0.0, 0.0))
+    _, gradient, _, _ = evaluate(key, params, state, data)
+    for name, change in {"log_k": 1e-5, "c": np.array([1e-5, 0, 0])}.items():
+        ends = [evaluate(key, _moved(params, name, s * change), state, data)[0] for s in (1, -1)]
+        found = (gradient["potential"][name] * change).sum() / 1e-5
+        np.testing.assert_allclose(found, (ends[0] - ends[1]) / 2e-5, rtol=1e-6)
+
+
+def _moved(params, name, change):
+    return {"potential": {**params["potential"], name: params["potential"][name] + change}, "noise": {}}
+
+
+@pytest.mark.slow
+def test_the_optimum_has_the_mean_and_the_variance_of_the_data(key, data, optimised):
+    """k = kT/variance; 150 steps with averaged parameters, some 30 reference runs of 400 independent frames: 3 %."""
+    target = target_of(data)
+    one, two = jax.random.split(key)
+    algorithm = optimise(target, optax.adam(0.05), average=0.95)
+    samples = infer(one, algorithm, initial(two, target, chains=1), data, steps=150, batch_size=None, progress=False)
+    found = samples.params["potential"]
+    assert float(np.exp(found["log_k"][0])) == pytest.approx(KT / VARIANCE, rel=0.1)
+    np.testing.assert_allclose(found["c"][0], CENTRE, atol=0.03)
+
+
+def test_free_energy_between_two_springs():
+    """(3/2) ln(k₂/k₁) from 20 000 exact frames of each; BAR's own error is 0.009."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(20_000, 3)), 0.5 * rng.normal(size=(20_000, 3))
+    there, back = 1.5 * (x**2).sum(1), -1.5 * (y**2).sum(1)
+    assert _bennett(jnp.asarray(there), jnp.asarray(back)) == pytest.approx(1.5 * np.log(4), abs=0.03)
+    from bayespot.observables.free_energy import bar
+
+    assert _bennett(jnp.asarray(there), jnp.asarray(back)) == pytest.approx(bar(there, back, 1.0).value, abs=1e-9)
+
+
+def test_other_systems_are_refused(data):
+    start = system(np.zeros((2, 3)), [1, 1], OPEN)
+    run = reference_run(start, nvt_langevin(kT=KT, dt=0.1), steps=20, every=20)
+    with pytest.raises(ValueError, match="atoms of the start"):
+        relative_entropy(SPRING, run, data)
+    run = run._replace(start=system(np.zeros((1, 3)), [1], 9.0 * np.eye(3)))
+    with pytest.raises(ValueError, match=r"boxes that differ by 9 Å"):
+        relative_entropy(SPRING, run, data)
