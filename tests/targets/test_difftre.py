@@ -280,7 +280,7 @@ def test_gradients_through_the_integrator_grow_exponentially(key, optimised):
             return (x, p - 0.5 * 0.02 * jax.grad(energy, 1)(c, x)), None
 
         x = jnp.linspace(0.25, 0.75, 50)
-        (x, _), _ = jax.lax.scan(step, (x, jnp.zeros_like(x)), jax.random.normal(key, (steps, 50)))
+        (x, _), _ = jax.lax.scan(step, (x, jnp.zeros_like(x)), jax.random.normal(jax.random.clone(key), (steps, 50)))
         return (x**2).mean()
 
     slope = jax.jit(jax.grad(end), static_argnums=1)
