@@ -16,19 +16,22 @@ def alternate(*algorithms: Algorithm) -> Algorithm:
 
     Args:
         algorithms: such as ``optimise(force_matching(…), …)`` and ``optimise(difftre(…), …)``; those whose targets
-            score frames share the data. Their parameters must have the same structure.
+            score frames share the data. Their parameters must have the same structure, and their states hold
+            them as ``params`` (``replica_exchange`` has several).
 
     Returns:
         An algorithm whose draws are those of the last one. Its ``info`` holds what each tells, as ``"0/log_density"``,
         and as ``log_density`` that of the first.
 
     Raises:
-        ValueError: for no algorithm.
+        ValueError: for no algorithm, or different potentials.
 
     Reference: Röcken and Zavadlav, *npj Comput. Mater.* 10, 69 (2024).
     """
     if not algorithms:
         raise ValueError("alternate needs at least one algorithm. Got none.")
+    if any(a.spec != algorithms[0].spec for a in algorithms):
+        raise ValueError(f"The algorithms must share a potential. Got {[dict(a.spec) for a in algorithms]}.")
 
     def init(key: Key, params: Params):
         keys = jax.random.split(key, len(algorithms))

@@ -32,11 +32,11 @@ def control_variates(target: Target, data: Batch) -> Target:
     there, and would make enormous steps of it.
 
     Args:
-        target: any target.
+        target: any target that does not simulate.
         data: its training data.
 
     Raises:
-        ValueError: for data that the target was not made for.
+        ValueError: for data that the target was not made for, or a target that simulates.
 
     Reference:
         Baker, Fearnhead, Fox and Nemeth, Statistics and Computing 29, 599 (2019), arXiv:1706.05439, eq. 6.
@@ -58,4 +58,4 @@ def control_variates(target: Target, data: Batch) -> Target:
         gradient = jax.tree.map(lambda g, s, f: g - s + f, gradient, slope, state.gradient)
         return value - there + state.value, gradient, state._replace(target=inner), info
 
-    return target._replace(init=init, value_and_grad=value_and_grad, share=None)
+    return target._replace(init=init, value_and_grad=value_and_grad)

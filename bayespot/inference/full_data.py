@@ -46,7 +46,7 @@ def full_log_density(target: Target, data: Batch, temperature: float = 1.0) -> C
     Its derivative is the target's own gradient. For targets without a random or changing state.
 
     Raises:
-        ValueError: for data that the target was not made for.
+        ValueError: for data that the target was not made for, or a target that simulates.
     """
     whole, scale = full_value_and_grad(target, data), target.size / temperature
 
@@ -64,6 +64,8 @@ def full_log_density(target: Target, data: Batch, temperature: float = 1.0) -> C
 
 def _over_parts(target: Target, data: Batch) -> Callable:
     """Mean of ``evaluate(key, batch)`` over all frames, part by part of equal size, and the rest."""
+    if target.share is not None:
+        raise ValueError("A target that simulates has no density that could be had again. Use an algorithm that steps.")
     require_training_data(target, data)
     data = jax.tree.map(jnp.asarray, data)
     frames = length(data)

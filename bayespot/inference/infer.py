@@ -27,7 +27,7 @@ from bayespot.checkpoint import checkpoint as open_checkpoint
 from bayespot.errors import Status, listed
 from bayespot.inference.algorithm import Algorithm
 from bayespot.inference.minibatches import in_advance, minibatches
-from bayespot.inference.target import Batch
+from bayespot.inference.target import SIMULATION_STATUS, Batch
 from bayespot.records.posterior import PosteriorSamples
 from bayespot.tree import all_finite, length, take
 from bayespot.typing import Array, Int, Key, Params, PyTree
@@ -116,7 +116,11 @@ def infer(
 def _checked_data(algorithm: Algorithm, data: Batch | None, batch_size: int | None) -> tuple[Batch, int | None]:
     """The data on the device, once and not with every segment."""
     if data is None:
-        data, batch_size = np.zeros((1, 0)), None
+        try:
+            algorithm.check(data := np.zeros((1, 0)))
+        except (ValueError, AttributeError) as error:
+            raise ValueError("data=None is for targets that score no frames. Pass the training data.") from error
+        batch_size = None
     algorithm.check(data)
     return jax.tree.map(jnp.asarray, data), batch_size
 
@@ -292,6 +296,15 @@ def _advance(run: _Run, first: int, end: int, indices, *, algorithm, segment, ke
     return _Run(states, _Host(status, last, np.asarray(stopped), draws, densities, history))
 
 
+def _remedy(history: dict[str, list], lost: list[int]) -> str:
+    told = [np.asarray(v)[-1, lost] for name, v in history.items() if name.split("/")[-1] == SIMULATION_STATUS]
+    if any((v == Status.NEIGHBOR_OVERFLOW).any() for v in told):
+        return "Neighbour lists of their simulations were too short: raise the capacity of the reference run"
+    if any((v == Status.UNSTABLE).any() for v in told):
+        return "Their simulations became unstable: lower the step size or the time step"
+    return "Lower the step size"
+
+
 def _postfix(run: _Run) -> str:
     history, status = run.host.history, run.host.status
     values = history["validation" if "validation" in history else "log_density"][-1]
@@ -310,7 +323,7 @@ def _samples(algorithm: Algorithm, run: _Run) -> PosteriorSamples:
     if lost := np.flatnonzero(status != Status.OK).tolist():
         warnings.warn(
             f"{len(lost)} of {chains} chains ({listed(lost)}) diverged: their samples have status UNSTABLE. "
-            "Lower the step size, or leave them out with healthy(samples).",
+            f"{_remedy(history, lost)}, or leave them out with healthy(samples).",
             RuntimeWarning,
             stacklevel=3,
         )

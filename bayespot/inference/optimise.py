@@ -56,7 +56,7 @@ def optimise(
             average counts, never the starting point.
         every: steps between scores.
         patience: stop when so many consecutive scores brought no improvement; ``None`` runs to the end.
-        min_share: of targets that simulate, halve a step until their frames keep this effective share, e.g. 0.3.
+        min_share: of targets that simulate, halve a step until this part of the effective frames is left, e.g. 0.5.
 
     Raises:
         ValueError: for an average outside [0, 1), ``every`` or ``patience`` below 1, patience without validation data,
@@ -72,7 +72,7 @@ def optimise(
     def step(key: Key, state: OptimiseState, batch: Batch):
         value, gradient, target_state, info = target.value_and_grad(key, state.params, state.target, batch)
         updates, optimiser_state = optimiser.update(jax.tree.map(jnp.negative, gradient), state.optimiser, state.params)
-        if min_share is not None and target.share is not None:
+        if min_share is not None and target.share is not None:  # the latter is checked above
             updates = _shortened(target.share, target_state, min_share, state.params, updates)
         params = optax.apply_updates(state.params, updates)
         t = state.step + 1
@@ -109,13 +109,14 @@ def _check(target: Target, average: float, every: int, validation, patience: int
 
 
 def _shortened(share: Callable, state: TargetState, least: float, params: Params, updates: Params) -> Params:
-    """The updates, halved until the reference frames keep the least share."""
+    """The updates, halved until the least part of the effective reference frames is left."""
+    enough = least * share(params, state)
 
     def scaled(factor):
         return jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
 
     def too_far(factor):
-        return ~(share(optax.apply_updates(params, scaled(factor)), state) >= least) & (factor > 1e-6)  # also for NaN
+        return ~(share(optax.apply_updates(params, scaled(factor)), state) >= enough) & (factor > 1e-6)  # also for NaN
 
     return scaled(jax.lax.while_loop(too_far, lambda factor: 0.5 * factor, jnp.ones(())))
 

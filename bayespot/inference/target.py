@@ -18,6 +18,8 @@ TargetState = PyTree
 Batch = PyTree
 """Any tree whose leaves share their leading axis, the frames of the minibatch."""
 Info = dict[str, Any]
+SIMULATION_STATUS = "simulation_status"
+"""Entry of ``Info`` in which targets that simulate tell the ``Status`` of their last simulation."""
 
 
 class LeastSquares(NamedTuple):

@@ -31,8 +31,8 @@ from bayespot.targets.reference_run import (
     ReferenceRun,
     ReferenceState,
     frames_of,
+    like_start,
     no_metrics,
-    of_start,
     progress,
     pulled_back,
     references,
@@ -66,8 +66,9 @@ def difftre(
     It has no data frames: give ``infer`` the data ``None``. Several state points, or frames of reference calculations
     beside experiment, are ``fused(target, target, …)``, of which only one should have the prior.
 
-    With two replicas or more the sampling error of the averages acts like the noise of minibatches: value and gradient
-    are right on average over reference runs (up to the bias of reweighting). With one, squares of errors also hold the
+    The averages carry the sampling error of the reference run, ``noise`` in ``info``; it should be small, or new frames
+    be made often (``max_age``). With two replicas or more, value and gradient at new frames are right on average over
+    reference runs, so that their noise acts like that of minibatches. With one, squares of errors also hold the
     variance of the average, which draws the parameters to where that is small.
 
     Args:
@@ -78,33 +79,34 @@ def difftre(
 
     Returns:
         A target of size 1. Its ``info``: ``effective_frames`` of the weights in use, as a share; ``simulated``, 1 where
-        new frames were made; ``chi2``, the sum of squared standardised errors over their number.
+        new frames were made; ``simulation_status``; ``chi2``, the mean of squared standardised errors, less what the
+        sampling error adds to it (it may be negative); ``noise``, the sampling error in units of the uncertainty,
+        root mean square. The last two need replicas.
 
     Raises:
         ValueError: for no measurement, uncertainties that are not positive, values of another shape than the
             observable's, or observables that the start cannot serve.
     """
-    observables = _checked(measurements, run)
-    kinds = {name: _kind(o, run) for name, o in observables.items()}
-    kept = {name: o for name, o in observables.items() if kinds[name] == "kept"}
+    observables = _checked(measurements, potential, run)
+    kept = {name: o for name, o in observables.items() if not _moves(o, run)}
     frames = frames_of(potential, run)
     ref = references(potential, run, frames, lambda frame: {name: o.frame(frame) for name, o in kept.items()})
     asked = {name: o for name, o in observables.items() if name not in kept}
-    values = _values(potential, frames, asked, "stress" in kinds.values())
+    values = _values(potential, frames, asked, any(_moves(o, run, ("stress",)) for o in asked.values()))
     likelihood = _likelihood(observables, measurements, run)
-    points = sum(np.size(m.value) for m in measurements.values())
 
     def value_and_grad(key: Key, params: Params, state: ReferenceState, batch: Batch):
         old, own = state, params["potential"]
         state, energy, weight = ref.refreshed(key, own, state)
         number = jnp.arange(len(energy))
         found = jax.lax.map(lambda n: values(own, state, n)[1], number) if asked else {}
-        value, cotangents = jax.value_and_grad(likelihood, (0, 1))(energy, found, weight, state.kept)
+        fresh = state.simulations > old.simulations
+        scored = jax.value_and_grad(likelihood, (0, 1), has_aux=True)
+        (value, told), cotangents = scored(energy, found, weight, state.kept, fresh)
         slope = pulled_back(lambda p, n: values(p, state, n), own, number, cotangents)
         gradient = {**jax.tree.map(jnp.zeros_like, params), "potential": slope}
-        info = progress(old, state, weight) | {"chi2": -2.0 * value / points}
         value, gradient = with_prior(prior, params, value, gradient, 1)
-        return value, gradient, state, info
+        return value, gradient, state, progress(old, state, weight) | told
 
     def initial(key: Key) -> Params:
         return {"potential": potential.init(key), "noise": {}}
@@ -118,7 +120,7 @@ def difftre(
     return Target(initial, init, value_and_grad, no_metrics, 1, potential.spec, frames=False, share=share)
 
 
-def _checked(measurements: Mapping[str, Measurement], run: ReferenceRun) -> dict[str, Observable]:
+def _checked(measurements: Mapping[str, Measurement], potential: Potential, run: ReferenceRun) -> dict[str, Observable]:
     """The observables, prepared for frames like the start."""
     if not measurements:
         raise ValueError("difftre needs at least one measurement. Got none.")
@@ -127,11 +129,41 @@ def _checked(measurements: Mapping[str, Measurement], run: ReferenceRun) -> dict
             raise ValueError(
                 f"{name} must have finite values and positive uncertainties. Got {m.value} ± {m.uncertainty}."
             )
-    start = of_start(run)
-    return {
-        n: m.observable if m.observable.prepare is None else m.observable.prepare(start)
+        if m.observable.spec and (m.observable.parametric is None or m.observable.spec != potential.spec):
+            raise ValueError(
+                f"{m.observable.name} must ask the potential that is learned, with its present parameters. "
+                "Make it from that potential, and without `params`."
+            )
+    copies = like_start(run)
+    found = {
+        n: m.observable if m.observable.prepare is None else m.observable.prepare(copies)
         for n, m in measurements.items()
     }
+    for name, m in measurements.items():
+        shape = _shape(found[name], potential, run)
+        if np.shape(m.value) != shape or np.broadcast_shapes(np.shape(m.uncertainty), shape) != shape:
+            raise ValueError(
+                f"The measurement {name} must have the shape of {found[name].name}, {shape}. "
+                f"Got {np.shape(m.value)} ± {np.shape(m.uncertainty)}."
+            )
+    return found
+
+
+def _shape(observable: Observable, potential: Potential, run: ReferenceRun) -> tuple[int, ...]:
+    """Shape of an average."""
+    params, frame = jax.eval_shape(potential.init, jax.random.key(0)), _example(run)
+    if observable.parametric is None:
+        values = jax.eval_shape(observable.frame, frame)
+    else:
+        values = jax.eval_shape(observable.parametric, frame, params)
+    many = jax.ShapeDtypeStruct((run.frames, *values.shape), values.dtype)
+    weights = np.full(run.frames, 1.0 / run.frames)
+    return jax.eval_shape(lambda v, w: observable.combine(v, w), many, weights).shape
+
+
+def _example(run: ReferenceRun) -> Frame:
+    start, zero = jax.tree.map(jnp.asarray, run.start), jnp.zeros((), jnp.result_type(float))
+    return Frame(start, jnp.zeros_like(start.position), zero, jnp.zeros((3, 3), zero.dtype))
 
 
 def _values(potential: Potential, frames: Frames, asked: dict[str, Observable], needs_stress: bool) -> Callable:
@@ -152,58 +184,55 @@ def _values(potential: Potential, frames: Frames, asked: dict[str, Observable], 
     return values
 
 
-def _kind(observable: Observable, run: ReferenceRun) -> str:
-    """What an observable needs anew when the parameters change: ``"kept"`` (nothing), ``"energy"`` or ``"stress"``.
-
-    It needs what turns it into NaN when that is NaN.
-    """
+def _moves(observable: Observable, run: ReferenceRun, entries: tuple[str, ...] = ("energy", "stress")) -> bool:
+    """Whether the value of a frame depends on the parameters: through itself, or through these entries of the frame."""
     if observable.parametric is not None:
-        return "energy"
-    start, dtype = jax.tree.map(jnp.asarray, run.start), jnp.result_type(float)
-    evaluate = jax.jit(lambda e, s: observable.frame(Frame(start, jnp.zeros_like(start.position), e, s)))
-
-    def sound(energy: float, stress: float) -> bool:
-        found = evaluate(jnp.asarray(energy, dtype), jnp.full((3, 3), stress, dtype))
-        return bool(jnp.isfinite(found).all())
-
-    if not sound(0.0, 0.0):
-        raise ValueError(f"{observable.name} of the start is not finite. Start from a configuration that shows it.")
-    if not sound(0.0, np.nan):
-        return "stress"
-    return "kept" if sound(np.nan, np.nan) else "energy"
+        return len(entries) > 1
+    frame = _example(run)
+    traced = jax.make_jaxpr(lambda **known: observable.frame(replace(frame, **known)))(
+        **{name: getattr(frame, name) for name in entries}
+    )
+    reached = {id(x) for x in traced.jaxpr.invars}
+    for equation in traced.jaxpr.eqns:
+        if any(id(x) in reached for x in equation.invars):
+            reached |= {id(x) for x in equation.outvars}
+    return any(id(x) in reached for x in traced.jaxpr.outvars)
 
 
 def _likelihood(
     observables: Mapping[str, Observable], measurements: Mapping[str, Measurement], run: ReferenceRun
 ) -> Callable:
-    """``(energies, values that depend on the parameters, weights, kept values) → log likelihood``."""
+    """``(energies, values that depend on the parameters, weights, kept values, fresh) → log likelihood, info``."""
     replicas, kT = run.replicas, run.ensemble.kT
+    points = sum(np.size(m.value) for m in measurements.values())
 
-    def likelihood(energy, found: dict, weight, kept: dict) -> Scalar:
-        # The weights as they are, with the derivative that they have as a function of the energies; of each replica
-        # they sum to 1.
-        logs = jnp.log(weight) - (energy - jax.lax.stop_gradient(energy)) / kT
-        weight = jax.nn.softmax(logs.reshape(replicas, -1), axis=1)
-        total = jnp.zeros((), energy.dtype)
+    def likelihood(energy, found: dict, weight, kept: dict, fresh) -> tuple[Scalar, dict[str, Array]]:
+        # The weights as they are, with the derivative that they have as a function of the energies.
+        change = (energy - jax.lax.stop_gradient(energy)).reshape(weight.shape)
+        weight = jax.nn.softmax(jnp.log(weight) - change / kT, axis=1)
+        total, noise = jnp.zeros((), energy.dtype), jnp.zeros((), energy.dtype)
         for name, m in measurements.items():
             values = kept[name] if name in kept else found[name]
             mean = jax.vmap(observables[name].combine)(values.reshape(*weight.shape, *values.shape[1:]), weight)
-            if mean.shape[1:] != np.shape(m.value):
-                raise ValueError(
-                    f"The measurement {name} must have the shape of {observables[name].name}, {mean.shape[1:]}. "
-                    f"Got {np.shape(m.value)}."
-                )
-            total -= 0.5 * _square((mean - jnp.asarray(m.value)) / jnp.asarray(m.uncertainty)).sum()
-        return total
+            error = (mean - jnp.asarray(m.value)) / jnp.asarray(m.uncertainty)
+            variance = error.var(0, ddof=1) / replicas if replicas > 1 else jnp.full_like(error[0], jnp.nan)
+            total -= 0.5 * _square(error, fresh).sum()
+            noise += variance.sum()
+        return total, {"chi2": -2.0 * total / points, "noise": jnp.sqrt(noise / points)}
 
     return likelihood
 
 
-def _square(error: Float[Array, "R *shape"]) -> Float[Array, "*shape"]:
-    """Estimate of the squared mean over replicas: products of different replicas, whose errors are independent.
+def _square(error: Float[Array, "R *shape"], fresh: Array) -> Float[Array, "*shape"]:
+    """Estimate of the squared true error from that of each replica.
 
-    The square of a mean would be too large by its own variance, and its slope would lead to where that is small.
+    The square of the mean is too large by the variance of the mean, and its slope leads to where that is small. At
+    frames that do not know the parameters yet, products of different replicas are right on average, in value and slope.
+    Parameters that have been adapted to the frames would make these products negative without bound, by making replicas
+    disagree; there it is the square of the mean, less a constant.
     """
-    replicas = len(error)
-    square = error.sum(0) ** 2
-    return square if replicas == 1 else (square - (error**2).sum(0)) / (replicas * (replicas - 1))
+    replicas, mean = len(error), error.mean(0)
+    if replicas == 1:
+        return mean**2
+    variance = error.var(0, ddof=1) / replicas
+    return mean**2 - jnp.where(fresh, variance, jax.lax.stop_gradient(variance))

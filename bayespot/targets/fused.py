@@ -9,7 +9,7 @@ likelihoods (the noise of labels, the uncertainty of measurements); there are no
 import jax
 import jax.numpy as jnp
 
-from bayespot.inference.target import Batch, Target, require_training_data
+from bayespot.inference.target import Batch, Target
 from bayespot.tree import total
 from bayespot.typing import Key, Params
 
@@ -18,8 +18,8 @@ def fused(*targets: Target) -> Target:
     """One target from several that share a potential.
 
     Args:
-        targets: e.g. ``force_matching(…)`` and ``difftre(…)``, in any number. Those that score frames score the same
-            frames. The prior of the potential belongs into one of them only.
+        targets: e.g. ``force_matching(…)`` and ``difftre(…)``, in any number; those that score frames score the same.
+            The prior of the potential belongs into one of them only.
 
     Returns:
         A target with the data of those that have any. Its ``info`` holds the log density per datum of each,
@@ -60,10 +60,10 @@ def fused(*targets: Target) -> Target:
 
     def check(data: Batch) -> None:
         for t in scoring:
-            require_training_data(t, data)
+            t.check(data)
 
     def metrics(params: Params, batch: Batch):
-        return (scoring or targets)[0].metrics(params, batch)
+        return ([t for t in scoring if t.share is None] or targets)[0].metrics(params, batch)
 
     def share(params: Params, state: tuple):
         parts = [t.share(params, s) for t, s in zip(targets, state, strict=True) if t.share is not None]

@@ -6,6 +6,8 @@ Frames :math:`x_n`, :math:`n = 1 \dots T`, were drawn with the parameters :math:
           \Delta_n = \frac{U_\theta(x_n) - U_{\theta_r}(x_n)}{kT}, \qquad
           T_\mathrm{eff} = \exp\Big(-\sum_n w_n \ln w_n\Big).
 
+With several replicas each has its own weights, which sum to 1, and the replica with the fewest effective frames counts.
+
 Everything but ``reference_run`` is traceable and becomes part of the compiled step of an algorithm.
 
 Reference:
@@ -21,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayespot.batching import any_together
+from bayespot.errors import Status
 from bayespot.inference.priors import Prior
-from bayespot.inference.target import Batch
+from bayespot.inference.target import SIMULATION_STATUS, Batch
 from bayespot.potentials.neighbor_list import neighbor_list
 from bayespot.potentials.potential import Potential
 from bayespot.records.system import System
@@ -47,6 +50,7 @@ class ReferenceRun(NamedTuple):
     first_equilibration: int
     replicas: int
     min_share: float
+    max_age: int
     skin: float
     capacity: float
     max_kT: float
@@ -63,6 +67,8 @@ class ReferenceState:
         energy: in the potential that drove them, ``(R T,)`` [eV]; NaN before the first simulation.
         kept: values of functions of the frames that do not depend on the parameters.
         simulations: number of simulations so far.
+        age: evaluations since the frames were made.
+        status: of the last simulation, a ``Status``.
     """
 
     runs: Run
@@ -71,6 +77,8 @@ class ReferenceState:
     energy: Float[Array, "n"]
     kept: PyTree
     simulations: Array
+    age: Array
+    status: Array
 
 
 class Frames(NamedTuple):
@@ -96,8 +104,8 @@ class References(NamedTuple):
 
     Attributes:
         init: ``key → state`` without frames.
-        refreshed: ``(key, params, state) → state, energies, weights``: the same frames, or new ones where the
-            effective number has become too small; with energies and weights at the parameters. NaN where the
+        refreshed: ``(key, params, state) → state, energies (n,), weights (R, T)``: the same frames, or new ones where
+            these are too old or too few of them effective; with energies and weights at the parameters. NaN where the
             simulation failed.
         share: ``(params, state) →`` effective number of the frames over their number.
     """
@@ -117,6 +125,7 @@ def reference_run(
     first_equilibration: int | None = None,
     replicas: int = 1,
     min_share: float = 0.9,
+    max_age: int = 20,
     skin: float = 0.4,
     capacity: float = 1.5,
     max_kT: float | None = None,
@@ -133,8 +142,9 @@ def reference_run(
             ``steps``.
         first_equilibration: the same for the first simulation, which comes from ``start``; default ``steps``.
         replicas: independent simulations.
-        min_share: new frames are simulated when the effective share of the old ones falls below this; above 1 they are
-            in every step.
+        min_share: new frames are simulated when the effective share of the old ones falls below this.
+        max_age: and after so many evaluations in any case; 1 simulates in every step. Old frames have the same
+            sampling error in every step: what learns from them for long learns that error, too.
         skin: of the neighbour lists [Å].
         capacity: room of the neighbour lists, in units of what ``start`` needs. A chain that needs more becomes
             unstable.
@@ -145,21 +155,21 @@ def reference_run(
         ValueError: for numbers that are not positive or not multiples of ``every``, or an ensemble without thermostat
             or with a box that moves.
     """
-    if ensemble.box is not None or not ensemble.kT > 0:
+    if ensemble.box is not None or not ensemble.kT > 0 or ensemble.spec.get("name") == "nve":
         raise ValueError(
             "Frames can be reweighted at a constant temperature and in a constant box. "
-            f"Got the ensemble {ensemble.spec['name']!r}. Use nvt_langevin or nvt_nose_hoover."
+            f"Got the ensemble {ensemble.spec.get('name')!r}. Use nvt_langevin or nvt_nose_hoover."
         )
     max_kT = 10 * ensemble.kT if max_kT is None else max_kT
     positive = {"steps": steps, "every": every, "replicas": replicas, "min_share": min_share}
-    _check_positive(**positive, skin=skin, capacity=capacity, max_kT=max_kT)
+    _check_positive(**positive, max_age=max_age, skin=skin, capacity=capacity, max_kT=max_kT)
     equilibration = -(-steps // 10 // every) * every if equilibration is None else equilibration
     first_equilibration = steps if first_equilibration is None else first_equilibration
     _check_multiples(every, steps=steps, equilibration=equilibration, first_equilibration=first_equilibration)
     real = np.flatnonzero(np.asarray(start.species) > 0)
     start = replace(start, position=start.position[real], species=start.species[real])
     frames, waits = steps // every, (equilibration // every, first_equilibration // every)
-    return ReferenceRun(start, ensemble, every, frames, *waits, replicas, min_share, skin, capacity, max_kT)
+    return ReferenceRun(start, ensemble, every, frames, *waits, replicas, min_share, max_age, skin, capacity, max_kT)
 
 
 def _check_positive(**numbers) -> None:
@@ -224,36 +234,46 @@ def references(
     def init(key: Key) -> ReferenceState:
         position = jnp.zeros((number, *start.position.shape), start.position.dtype)
         energy = jnp.full(number, jnp.nan, jnp.result_type(float))
-        state = ReferenceState(_numbers(first(key)), position, position, energy, (), jnp.zeros((), jnp.int32))
+        zero = jnp.zeros((), jnp.int32)
+        state = ReferenceState(_numbers(first(key)), position, position, energy, (), zero, zero, zero)
         shapes = jax.eval_shape(jax.vmap(lambda n: keep(frames.frame(state, n))), jnp.arange(number))
         return replace(state, kept=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
 
+    def weights(found: Array, state: ReferenceState) -> Array:
+        return weights_of((found - state.energy).reshape(run.replicas, -1), run.ensemble.kT)
+
     def refreshed(key: Key, params: Params, state: ReferenceState):
         found = frames.energies(params, state)
-        weight = weights_of(found - state.energy, run.ensemble.kT)
-        due = ~(effective(weight) >= run.min_share * number)  # True for NaN, before the first simulation
+        weight = weights(found, state)
+        worn = ~(share_of(weight) >= run.min_share) | (state.age >= run.max_age)
+        # Where a simulation failed there is nothing to go on from.
+        due = (state.simulations == 0) | (worn & jnp.isfinite(state.energy).all())
 
         def new():
             made = advance(partial(_keys, jax.random.key_impl(key), like), params, state)
             made = replace(made, kept=jax.lax.map(lambda n: keep(frames.frame(made, n)), jnp.arange(number)))
-            return made, made.energy, jnp.where(jnp.isfinite(made.energy), 1.0 / number, jnp.nan).astype(weight.dtype)
+            equal = jnp.where(jnp.isfinite(made.energy), 1.0 / run.frames, jnp.nan).astype(weight.dtype)
+            both = (made, made.energy, equal.reshape(weight.shape)), (state, found, weight)
+            return jax.tree.map(lambda a, b: jnp.where(due, a, b), *both)
 
-        return jax.lax.cond(any_together(due), new, lambda: (state, found, weight))
+        after, energy, weight = jax.lax.cond(any_together(due), new, lambda: (state, found, weight))
+        return replace(after, age=after.age + 1), energy, weight
 
     def share(params: Params, state: ReferenceState) -> Scalar:
-        return effective(weights_of(frames.energies(params, state) - state.energy, run.ensemble.kT)) / number
+        return share_of(weights(frames.energies(params, state), state))
 
     return References(init, refreshed, share)
 
 
-def weights_of(difference: Float[Array, "n"], kT: float) -> Float[Array, "n"]:
+def weights_of(difference: Float[Array, "*R T"], kT: float) -> Float[Array, "*R T"]:
     """Weights of frames from the energy at the parameters minus that in the reference [eV]; they sum to 1."""
-    return jax.nn.softmax(-difference / kT)
+    return jax.nn.softmax(-difference / kT, axis=-1)
 
 
-def effective(weight: Float[Array, "n"]) -> Scalar:
-    r"""Effective number of frames, the perplexity :math:`\exp(-\sum_n w_n \ln w_n)`."""
-    return jnp.exp(jax.scipy.special.entr(weight).sum())
+def share_of(weight: Float[Array, "*R T"]) -> Scalar:
+    r"""Effective number of frames, the perplexity :math:`\exp(-\sum_n w_n \ln w_n)`, over their number; of the worst
+    replica."""
+    return (jnp.exp(jax.scipy.special.entr(weight).sum(-1)) / weight.shape[-1]).min()
 
 
 def _simulation(potential: Potential, run: ReferenceRun, frames: Frames) -> Callable:
@@ -284,15 +304,18 @@ def _simulation(potential: Potential, run: ReferenceRun, frames: Frames) -> Call
         seen, check = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[1:])
         never = (jnp.float32(1.0), (state.runs, seen, replace(check, late=jnp.ones_like(check.late))))
         _, (runs, seen, check) = jax.lax.while_loop(lambda carry: carry[1][2].late.any(), again, never)
-        sound = (runs.failed < 0).all() & (check.needed <= jnp.asarray(frames.capacity)).all()
+        overflow = (check.needed > jnp.asarray(frames.capacity)).any()
+        status = jnp.where(overflow, Status.NEIGHBOR_OVERFLOW, jnp.where((runs.failed >= 0).any(), Status.UNSTABLE, 0))
         seen = {name: x.reshape(-1, *x.shape[2:]) for name, x in seen.items()}
         return replace(
             state,
             runs=runs,
             position=seen["position"],
             velocity=seen["velocity"],
-            energy=jnp.where(sound, seen["energy"], jnp.nan).astype(state.energy.dtype),
+            energy=jnp.where(status == 0, seen["energy"], jnp.nan).astype(state.energy.dtype),
             simulations=state.simulations + 1,
+            age=jnp.zeros_like(state.age),
+            status=status.astype(jnp.int32),
         )
 
     return simulated
@@ -312,18 +335,25 @@ def _is_key(x) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def of_start(run: ReferenceRun) -> Trajectory:
-    """The first configuration as a trajectory of a single frame, for ``Observable.prepare`` (host)."""
-    system = jax.tree.map(lambda x: np.asarray(x)[None, None, None], run.start)
-    velocity, zero = np.zeros_like(system.position), np.zeros((1, 1, 1))
-    frames = Frame(system, velocity, zero, np.zeros((1, 1, 1, 3, 3)))
-    return Trajectory(frames, zero, np.zeros((1, 1), np.int32), np.zeros((1, 1)))
+def like_start(run: ReferenceRun) -> Trajectory:
+    """The start and copies of it with displaced atoms (0.25 Å) as a trajectory, for ``Observable.prepare`` (host).
+
+    Hot atoms have more neighbours now and then than those of a perfect crystal.
+    """
+    system, copies = jax.tree.map(np.asarray, run.start), 9
+    away = 0.25 * np.random.default_rng(0).normal(size=(copies, *system.position.shape))
+    away[0] = 0.0
+    position = (system.position + away).astype(system.position.dtype)[None, None]
+    shape = position.shape[:3]
+    species, box = (np.broadcast_to(x, (*shape, *x.shape)) for x in (system.species, system.box))
+    frames = Frame(System(position, species, box), np.zeros_like(position), np.zeros(shape), np.zeros((*shape, 3, 3)))
+    return Trajectory(frames, np.zeros(shape), np.zeros((1, 1), np.int32), np.zeros((1, 1)))
 
 
-def progress(old: ReferenceState, new: ReferenceState, weight: Float[Array, "n"]) -> dict[str, Scalar]:
+def progress(old: ReferenceState, new: ReferenceState, weight: Float[Array, "*R T"]) -> dict[str, Array]:
     """What a target that simulates tells of a step."""
     simulated = (new.simulations > old.simulations).astype(weight.dtype)
-    return {"effective_frames": effective(weight) / len(weight), "simulated": simulated}
+    return {"effective_frames": share_of(weight), "simulated": simulated, SIMULATION_STATUS: new.status}
 
 
 def pulled_back(

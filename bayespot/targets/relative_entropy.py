@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayespot.batching import any_together
 from bayespot.inference.priors import Prior
 from bayespot.inference.target import Target
 from bayespot.potentials.potential import Potential, check_compatible
@@ -33,6 +34,7 @@ from bayespot.targets.reference_run import (
     progress,
     pulled_back,
     references,
+    weights_of,
     with_prior,
 )
 from bayespot.tree import record
@@ -117,7 +119,7 @@ def _followed(
     From one reference run to the next the free energy is followed by Bennett's acceptance ratio.
     """
     old = state.frames
-    new, energy, weight = ref.refreshed(key, params, old)
+    new, energy, _ = ref.refreshed(key, params, old)
     changed = new.simulations > old.simulations
 
     def perturbed():
@@ -129,9 +131,13 @@ def _followed(
         back = (frames.energies(state.params, new) - new.energy) / kT
         return jnp.where(old.simulations == 0, 0.0, state.free_energy + _bennett(there, back))
 
-    free_energy = jax.lax.cond(changed, accumulated, perturbed)
+    def either():  # some chains of a batch have new frames, and others may not
+        return jnp.where(changed, accumulated(), perturbed())
+
+    free_energy = jax.lax.cond(any_together(changed), either, perturbed)
     kept = jax.tree.map(lambda mine, theirs: jnp.where(changed, mine, theirs), params, state.params)
     at_reference = jnp.where(changed, free_energy, state.free_energy)
+    weight = weights_of(energy - new.energy, kT)  # of all replicas together, as in the free energy
     return EntropyState(new, kept, at_reference), free_energy, weight
 
 
@@ -154,8 +160,8 @@ def _require_same_system(run: ReferenceRun, data: Dataset) -> None:
     species, box = np.asarray(system.species), np.asarray(system.box)
     if species.shape[1:] != start.species.shape or (species != np.asarray(start.species)).any():
         raise ValueError(
-            f"The frames must have the atoms of the start, in its order. Got {species.shape[1]} atoms or fewer in "
-            f"{data.source}, and {len(start.species)} in the start."
+            "The frames must have the atoms of the start, in its order. "
+            f"Got up to {species.shape[1]} in {data.source}, and {len(start.species)} in the start."
         )
     if (off := np.abs(box - np.asarray(start.box)).max()) > 1e-4 * max(np.abs(box).max(), 1.0):
         raise ValueError(

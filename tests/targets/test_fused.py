@@ -66,6 +66,11 @@ def test_frames_are_minibatched_beside_an_experiment(key, parts):
     )
 
 
+def test_validation_frames_are_those_of_the_calculations(key, parts):
+    data, matching, states = parts
+    optimise(fused(matching, states[0]), optax.sgd(1e-3), validation=data[:2])
+
+
 def test_errors(parts):
     data, matching, states = parts
     with pytest.raises(ValueError, match="at least one target"):
@@ -76,4 +81,9 @@ def test_errors(parts):
     with pytest.raises(ValueError, match=r"\[4, 6\] frames"):
         fused(matching, force_matching(SPRING, data[:4], flat(), Noise()))
     with pytest.raises(ValueError, match="made for 6 frames"):
-        fused(matching, states[0]).check(data[:4])
+        infer(
+            jax.random.key(0), optimise(fused(matching, states[0]), optax.sgd(1e-3)), {"a": np.zeros(1)}, data[:4],
+            steps=1, batch_size=2,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="data=None"):
+        infer(jax.random.key(0), optimise(matching, optax.sgd(1e-3)), {"a": np.zeros(1)}, None, steps=1)
