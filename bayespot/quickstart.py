@@ -34,8 +34,8 @@ class Settings(NamedTuple):
     members: int = 8
     ensemble_steps: int = 1200
     batch: int = 4
-    chains: int = 4
-    draws: int = 16
+    chains: int = 8
+    draws: int = 8  # of more chains rather than longer ones: between networks they do not mix
     burn_in: int = 600
     thin: int = 60
     simulated: int = 4  # every fourth draw of a chain is simulated; the others serve R-hat and ESS of predictions

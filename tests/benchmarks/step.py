@@ -1,10 +1,14 @@
-"""What a sampler adds to a gradient that costs nothing: one step at 50 000 parameters, beside blackjax's ``sgld``."""
+"""What a sampler adds to a gradient that costs nothing: one step at 50 000 parameters, beside blackjax's ``sgld``.
+
+Also the noise alone, one normal number for each parameter, which every sampler has to draw.
+"""
 
 import jax
 import jax.numpy as jnp
 
 import bayespot as bp
 from bayespot.inference.target import Target
+from bayespot.tree import noise
 from tests.benchmarks.common import alternate, report
 
 STEPS = 500
@@ -42,7 +46,15 @@ def main() -> None:
     def theirs(params):
         return jax.lax.scan(lambda p, k: (kernel.step(k, p, (), 1e-4), None), params, keys)[0]
 
-    times = alternate({"blackjax": lambda: theirs(params), **{k: ours(a) for k, a in samplers.items()}}, repeats=5)
+    @jax.jit
+    def noise_alone(params):
+        def step(p, k):
+            return jax.tree.map(lambda x, z: x + 1e-3 * z, p, noise(k, p)), None
+
+        return jax.lax.scan(step, params, keys)[0]
+
+    runs = {"noise": lambda: noise_alone(params), "blackjax": lambda: theirs(params)}
+    times = alternate(runs | {k: ours(a) for k, a in samplers.items()}, repeats=5)
     count = sum(x.size for x in jax.tree.leaves(params))
     report(
         "step", parameters=count, **{f"{k}_us": 1e6 * t / STEPS for k, t in times.items()},
