@@ -12,6 +12,9 @@ with the weights of ``reference_run``. Its gradient is that of the ensemble aver
 
 without a derivative through the integrator, which would grow exponentially with the length of the run. One frame at
 a time is differentiated, so that memory does not grow with their number beyond their positions.
+
+Reference:
+    Thaler and Zavadlav, *Nat. Commun.* 12, 6884 (2021); products of replicas in place of squares are not in it.
 """
 
 from collections.abc import Callable, Mapping
@@ -80,12 +83,12 @@ def difftre(
     Returns:
         A target of size 1. Its ``info``: ``effective_frames`` of the weights in use, as a share; ``simulated``, 1 where
         new frames were made; ``simulation_status``; ``chi2``, the mean of squared standardised errors, less what the
-        sampling error adds to it (it may be negative); ``noise``, the sampling error in units of the uncertainty,
-        root mean square. The last two need replicas.
+        sampling error adds to it where there are replicas (it may be negative); ``noise``, the sampling error in units
+        of the uncertainty, root mean square; NaN without replicas.
 
     Raises:
         ValueError: for no measurement, uncertainties that are not positive, values of another shape than the
-            observable's, or observables that the start cannot serve.
+            observable's, observables that the start cannot serve, or that ask another potential.
     """
     observables = _checked(measurements, potential, run)
     kept = {name: o for name, o in observables.items() if not _moves(o, run)}

@@ -63,7 +63,7 @@ def relative_entropy(potential: Potential, run: ReferenceRun, data: Dataset, pri
 
     Returns:
         A target whose value is the log likelihood per frame, up to the free energy of the first reference. Its
-        ``info``: ``effective_frames`` of the reference run in use, as a share; ``simulated``, 1 where it was made anew.
+        ``info``: ``effective_frames``, ``simulated`` and ``simulation_status``, as of ``difftre``.
 
     Raises:
         ValueError: for data of another box or other atoms than the start's, or which the potential cannot treat.
