@@ -1,7 +1,8 @@
 """The one driver: moves chains of any algorithm over minibatches and collects draws.
 
 Work is cut into segments; a segment of all chains is one compiled call, and between segments the host shows progress,
-collects draws, looks for diverged chains and saves a checkpoint. Segments of different lengths share one compilation.
+collects draws, looks for diverged chains and saves a checkpoint. Segments of different lengths share one compilation on
+a CPU. On an accelerator the usual length has one of its own: a loop of unknown length asks the host at every step.
 
 Results are bit-identical where sums have a fixed order; on a GPU only with
 ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``.
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import lru_cache, partial
 from itertools import pairwise
+from statistics import mode
 from typing import NamedTuple
 
 import jax
@@ -36,11 +38,12 @@ SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 
 class Plan(NamedTuple):
-    """Which steps end a segment, and which of them are draws."""
+    """Which steps end a segment, which of them are draws, and the length that has a program of its own, if any."""
 
     ends: tuple[int, ...]
     draws: frozenset[int]
     longest: int
+    usual: int
 
     def after(self, done: int) -> list[tuple[int, int]]:
         """First step and end of the segments after so many steps."""
@@ -233,10 +236,11 @@ def _plan(steps: int, burn_in: int, thin: int, keep: Callable[[int], bool] | Non
         raise ValueError(
             f"`keep` must keep at least one of the draws after {burn_in + thin}, … {steps} steps. Got none."
         )
-    chunk = min(1000, max(25, -(-steps // 100)))
+    cpu = jax.default_backend() == "cpu"
+    chunk = min(1000, max(25 if cpu else 100, -(-steps // 100)))  # an accelerator makes these in a moment
     ends = tuple(sorted(draws | set(range(chunk, steps, chunk)) | ({burn_in} if burn_in else set()) | {steps}))
-    longest = max(b - a for a, b in zip((0, *ends), ends, strict=False))
-    return Plan(ends, draws, longest)
+    lengths = [b - a for a, b in pairwise((0, *ends))]
+    return Plan(ends, draws, max(lengths), 0 if cpu else mode(lengths))
 
 
 @lru_cache(maxsize=8)
@@ -247,14 +251,15 @@ def _compiled(algorithm: Algorithm, size: int) -> tuple[Callable, Callable]:
     def begin(keys, params):
         return over_batches(lambda batch: each(algorithm.init, size)(*batch), (keys, params), batch_size=size)
 
-    return jax.jit(begin), jax.jit(_segment(algorithm, size), donate_argnums=1)
+    return jax.jit(begin), jax.jit(_segment(algorithm, size), donate_argnums=1, static_argnums=6)
 
 
 def _segment(algorithm: Algorithm, size: int) -> Callable:
-    """``count`` steps of all chains from step ``first`` on; indices are padded to the longest segment; traceable."""
+    """``count`` steps of all chains from step ``first`` on, ``fixed`` is the same number for the compiler or ``None``;
+    indices are padded to the longest segment; traceable."""
     one_step = jax.jit(algorithm.step)  # traced once, although it is called for its shapes and in the loop
 
-    def chain(key, state, indices, data, first, count):
+    def chain(key, state, indices, data, first, count, fixed):
         def step(k, state):
             batch = data if indices is None else take(data, indices[k])
             return one_step(jax.random.fold_in(key, first + k), state, batch)
@@ -268,13 +273,13 @@ def _segment(algorithm: Algorithm, size: int) -> Callable:
             return state, info, total + info["log_density"]
 
         zero = jnp.zeros((), info["log_density"].dtype)
-        state, info, total = jax.lax.fori_loop(0, count, body, (state, info, zero))
+        state, info, total = jax.lax.fori_loop(0, fixed or count, body, (state, info, zero))
         last, info = info["log_density"], {**info, "log_density": total / count}
         return state, info, last, all_finite(algorithm.params(state)) & jnp.isfinite(total)
 
-    def segment(keys, states, indices, data, first, count):
+    def segment(keys, states, indices, data, first, count, fixed):
         def batch(trees, data, first, count):
-            return each(lambda k, s, i: chain(k, s, i, data, first, count), size)(*trees)
+            return each(lambda k, s, i: chain(k, s, i, data, first, count, fixed), size)(*trees)
 
         return over_batches(batch, (keys, states, indices), data, first, count, batch_size=size)
 
@@ -283,7 +288,9 @@ def _segment(algorithm: Algorithm, size: int) -> Callable:
 
 def _advance(run: _Run, first: int, end: int, indices, *, algorithm, segment, keys, data, plan) -> _Run:
     """One segment, and what the host notes after it."""
-    states, *found = segment(keys, run.states, indices, data, first, end - first)
+    count = end - first
+    fixed = count if count == plan.usual else None
+    states, *found = segment(keys, run.states, indices, data, first, count, fixed)
     info, last, finite = jax.device_get(found)  # together: each copy from an accelerator waits for the next
     host = run.host
     status = np.where(finite, host.status, int(Status.UNSTABLE))
