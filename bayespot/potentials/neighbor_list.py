@@ -7,6 +7,7 @@ a grid where these are fewer.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -77,6 +78,9 @@ def neighbor_list(
         capacity = _needed(system, box, reach, inverse, cells)
     # Gathering a candidate from the grid costs about twice as much as streaming over all atoms (measured on a CPU).
     grid = capacity[1] > 0 and 2 * 3 ** int((cells > 1).sum()) * capacity[1] < n
+    all_images = n * len(offsets)
+    if not grid and all_images <= 1.1 * capacity[0]:  # to sort out the few that are not near would take longer
+        capacity = (all_images, 0)
     capacity = (capacity[0], capacity[1] if grid else 0)
 
     def update(system: System) -> tuple[Neighbors, Array]:
@@ -96,13 +100,9 @@ def neighbor_list(
         square = sum((a[:, :, None] + t) ** 2 for a, t in zip(apart, _times(image, h), strict=True))
         itself = (j == jnp.arange(n)[:, None])[..., None] & (image[0] == 0) & (image[1] == 0) & (image[2] == 0)
         known = (j < n) & real[other] & real[:, None]
-        near = known[..., None] & ~itself & (square < reach**2)
-        column, most = _compact(near.reshape(n, -1), capacity[0])
-        found, column = column < near[0].size, jnp.minimum(column, near[0].size - 1)
-        images = jnp.int32(len(offsets))  # jax.lax: the signs that // and % heed take long to compile
-        place, offset = jax.lax.div(column, images), jnp.asarray(offsets, jnp.int32)[jax.lax.rem(column, images)]
-        index = jnp.take_along_axis(j, place, 1)
-        shift = jnp.stack([jnp.take_along_axis(f, place, 1) for f in first], -1).astype(jnp.int32) + offset
+        near = (known[..., None] & ~itself & (square < reach**2)).reshape(n, -1)
+        entries = _all_entries if capacity[0] == near.shape[1] else partial(_near_entries, capacity=capacity[0])
+        index, shift, found, most = entries(near, j, first, offsets)
         neighbors = Neighbors(jnp.where(found, index, n), jnp.where(found[..., None], shift, 0))
         return neighbors, jnp.stack([most, crowd])
 
@@ -148,6 +148,25 @@ def _needed(system: System, box: np.ndarray, reach: float, inverse: np.ndarray, 
 def _times(row: list, matrix: Array) -> list:
     """``row @ matrix`` for a row that is given by its three components."""
     return [sum(row[a] * matrix[a, b] for a in range(3)) for b in range(3)]
+
+
+def _all_entries(near: Array, j: Array, first: list, offsets: np.ndarray) -> tuple[Array, Array, Array, Array]:
+    """Index, shift and mask of all candidates, and the largest number of neighbours of an atom."""
+    image = [
+        (f[:, :, None] + jnp.asarray(o, f.dtype)).reshape(near.shape) for f, o in zip(first, offsets.T, strict=True)
+    ]
+    most = near.sum(1, dtype=jnp.int32).max(initial=0)
+    return jnp.repeat(j, len(offsets), 1), jnp.stack(image, -1).astype(jnp.int32), near, most
+
+
+def _near_entries(near: Array, j: Array, first: list, offsets: np.ndarray, capacity: int):
+    """The same of those that are neighbours, in ``capacity`` columns."""
+    column, most = _compact(near, capacity)
+    found, column = column < near.shape[1], jnp.minimum(column, near.shape[1] - 1)
+    images = jnp.int32(len(offsets))  # jax.lax: the signs that // and % heed take long to compile
+    place, offset = jax.lax.div(column, images), jnp.asarray(offsets, jnp.int32)[jax.lax.rem(column, images)]
+    shift = jnp.stack([jnp.take_along_axis(f, place, 1) for f in first], -1).astype(jnp.int32) + offset
+    return jnp.take_along_axis(j, place, 1), shift, found, most
 
 
 def _compact(mask: Array, capacity: int) -> tuple[Array, Array]:

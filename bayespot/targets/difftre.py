@@ -29,18 +29,19 @@ from bayespot.inference.target import Batch, Target
 from bayespot.observables.observable import Observable
 from bayespot.potentials.potential import Potential, energy_forces_stress
 from bayespot.records.trajectory import Frame
-from bayespot.targets.reference_run import (
+from bayespot.targets.reference_frames import (
     Frames,
-    ReferenceRun,
     ReferenceState,
+    contracted,
     frames_of,
-    like_start,
     no_metrics,
     progress,
     pulled_back,
     references,
+    starting,
     with_prior,
 )
+from bayespot.targets.reference_run import ReferenceRun, like_start
 from bayespot.tree import replace
 from bayespot.typing import Array, Float, Key, Params, PyTree, Scalar
 
@@ -100,19 +101,19 @@ def difftre(
 
     def value_and_grad(key: Key, params: Params, state: ReferenceState, batch: Batch):
         old, own = state, params["potential"]
-        state, energy, weight = ref.refreshed(key, own, state)
+        state, energy, slopes, weight = ref.refreshed(key, own, state)
         number = jnp.arange(len(energy))
         found = jax.lax.map(lambda n: values(own, state, n)[1], number) if asked else {}
         fresh = state.simulations > old.simulations
         scored = jax.value_and_grad(likelihood, (0, 1), has_aux=True)
         (value, told), cotangents = scored(energy, found, weight, state.kept, fresh)
-        slope = pulled_back(lambda p, n: values(p, state, n), own, number, cotangents)
+        if asked or slopes is None:
+            slope = pulled_back(lambda p, n: values(p, state, n), own, number, cotangents)
+        else:
+            slope = contracted(slopes, cotangents[0])
         gradient = {**jax.tree.map(jnp.zeros_like, params), "potential": slope}
         value, gradient = with_prior(prior, params, value, gradient, 1)
         return value, gradient, state, progress(old, state, weight) | told
-
-    def initial(key: Key) -> Params:
-        return {"potential": potential.init(key), "noise": {}}
 
     def init(key: Key, params: Params) -> ReferenceState:
         return ref.init(key)
@@ -120,7 +121,7 @@ def difftre(
     def share(params: Params, state: ReferenceState) -> Scalar:
         return ref.share(params["potential"], state)
 
-    return Target(initial, init, value_and_grad, no_metrics, 1, potential.spec, frames=False, share=share)
+    return Target(starting(potential), init, value_and_grad, no_metrics, 1, potential.spec, frames=False, share=share)
 
 
 def _checked(measurements: Mapping[str, Measurement], potential: Potential, run: ReferenceRun) -> dict[str, Observable]:

@@ -24,19 +24,21 @@ from bayespot.inference.priors import Prior
 from bayespot.inference.target import Target
 from bayespot.potentials.potential import Potential, check_compatible
 from bayespot.records.dataset import Dataset
-from bayespot.targets.reference_run import (
+from bayespot.targets.reference_frames import (
     Frames,
-    ReferenceRun,
     References,
     ReferenceState,
+    contracted,
     frames_of,
     no_metrics,
     progress,
     pulled_back,
     references,
+    starting,
     weights_of,
     with_prior,
 )
+from bayespot.targets.reference_run import ReferenceRun
 from bayespot.tree import record
 from bayespot.typing import Array, Float, Key, Params, Scalar
 
@@ -78,9 +80,6 @@ def relative_entropy(potential: Potential, run: ReferenceRun, data: Dataset, pri
 
     check(data)
 
-    def initial(key: Key) -> Params:
-        return {"potential": potential.init(key), "noise": {}}
-
     def init(key: Key, params: Params) -> EntropyState:
         return EntropyState(ref.init(key), params["potential"], jnp.zeros((), jnp.result_type(float)))
 
@@ -93,14 +92,16 @@ def relative_entropy(potential: Potential, run: ReferenceRun, data: Dataset, pri
 
     def value_and_grad(key: Key, params: Params, state: EntropyState, batch: Dataset):
         own, old = params["potential"], state.frames
-        state, free_energy, weight = _followed(ref, frames, kT, key, own, state)
+        state, free_energy, slopes, weight = _followed(ref, frames, kT, key, own, state)
         mapped = (batch.system, batch.neighbors)
         value = jax.lax.map(lambda frame: of_data(own, frame), mapped).mean() + free_energy
-        slopes = (
-            pulled_back(of_data, own, mapped, jnp.full(len(batch), 1.0 / len(batch), value.dtype)),
-            pulled_back(of_reference, own, state.frames.position, weight.astype(value.dtype)),
-        )
-        gradient = {**jax.tree.map(jnp.zeros_like, params), "potential": jax.tree.map(jnp.add, *slopes)}
+        of_frames = jnp.full(len(batch), 1.0 / len(batch), value.dtype)
+        slope = pulled_back(of_data, own, mapped, of_frames)
+        if slopes is None:
+            back = pulled_back(of_reference, own, state.frames.position, weight.astype(value.dtype))
+        else:
+            back = contracted(slopes, weight / kT)
+        gradient = {**jax.tree.map(jnp.zeros_like, params), "potential": jax.tree.map(jnp.add, slope, back)}
         info = progress(old, state.frames, weight)
         value, gradient = with_prior(prior, params, value, gradient, size)
         return value, gradient, state, info
@@ -108,18 +109,18 @@ def relative_entropy(potential: Potential, run: ReferenceRun, data: Dataset, pri
     def share(params: Params, state: EntropyState) -> Scalar:
         return ref.share(params["potential"], state.frames)
 
-    return Target(initial, init, value_and_grad, no_metrics, size, potential.spec, check, share=share)
+    return Target(starting(potential), init, value_and_grad, no_metrics, size, potential.spec, check, share=share)
 
 
 def _followed(
     ref: References, frames: Frames, kT: float, key: Key, params: Params, state: EntropyState
-) -> tuple[EntropyState, Scalar, Array]:
-    """The state with sound reference frames, A/kT of the parameters, and the weights of the frames.
+) -> tuple[EntropyState, Scalar, Params | None, Array]:
+    """The state with sound reference frames, A/kT of the parameters, gradients of their energies, and their weights.
 
     From one reference run to the next the free energy is followed by Bennett's acceptance ratio.
     """
     old = state.frames
-    new, energy, _ = ref.refreshed(key, params, old)
+    new, energy, slopes, _ = ref.refreshed(key, params, old)
     changed = new.simulations > old.simulations
 
     def perturbed():
@@ -138,7 +139,7 @@ def _followed(
     kept = jax.tree.map(lambda mine, theirs: jnp.where(changed, mine, theirs), params, state.params)
     at_reference = jnp.where(changed, free_energy, state.free_energy)
     weight = weights_of(energy - new.energy, kT)  # of all replicas together, as in the free energy
-    return EntropyState(new, kept, at_reference), free_energy, weight
+    return EntropyState(new, kept, at_reference), free_energy, slopes, weight
 
 
 def _bennett(there: Float[Array, "n"], back: Float[Array, "n"]) -> Scalar:

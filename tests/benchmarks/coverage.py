@@ -3,11 +3,11 @@
 The controls: the samples of each posterior pulled together to a quarter of their spread, and a model whose cutoff
 (2.7 Å) is too short to see what the teacher sees. The teacher's values come from longer runs than the quickstart's.
 
-A control must miss, for every seed, the very bar that the posteriors must meet: 90 % of the bins, energy and
-pressure. A quarter of a 95 % interval contains the truth in 38 % of all cases, and the bins of one seed are hardly
-more than one such case, so that a control passes by its bins alone for two of three seeds with a probability of a
-third (3 · 0.38² · 0.62 + 0.38³), and by bins, energy and pressure together for a seed with one of 5 %. Over all seeds
-its bins must cover less than 75 %.
+The posteriors must cover 90 % of the bins, energy and pressure for every seed. A quarter of a 95 % interval contains
+the truth in 38 % of all cases, so that single seeds say little about the shrunk controls: they are caught where, over
+all seeds, less than 75 % of their energies and pressures are covered (twelve for three seeds: at 38 % each, that fails
+by chance in 1 % of all cases). Their bins are reported and not judged: a quarter of the spread is mostly below the
+sampling noise of the bins. The short cutoff must cover less than 75 % of the bins.
 """
 
 import argparse
@@ -141,20 +141,19 @@ def passed(seeds: list[dict], together: dict) -> bool:
     """Whether the bars hold.
 
     Both posteriors cover 90 % of the bins, energy and pressure for every seed, and agree; half of the bins are
-    resolved. No control does so for any seed, and none covers 75 % of all bins. A control that gave no intervals
-    counts as covering, because it was not tried.
+    resolved. The controls are caught. One that gave no intervals counts as covering, because it was not tried.
     """
-    covered = all(covers(numbers, n, 0.0) for numbers in seeds for n in POSTERIORS)
+    covered = all(covers(numbers, n) for numbers in seeds for n in POSTERIORS)
     agree = min(numbers.get("posteriors_overlap", 0) for numbers in seeds)
     clear = min(together[f"{n}_resolved"] for n in POSTERIORS)
-    caught = not any(covers(numbers, n, 1.0) for numbers in seeds for n in CONTROLS)
-    average = max(together[f"{n}_bins"] for n in CONTROLS)
-    return bool(covered and agree >= 0.9 and clear >= 0.5 and caught and average < 0.75)
+    shrunk = np.mean([together[f"shrunk_{n}_{k}"] for n in POSTERIORS for k in ("energy", "pressure")])
+    caught = shrunk < 0.75 and together["short_cutoff_bins"] < 0.75
+    return bool(covered and agree >= 0.9 and clear >= 0.5 and caught)
 
 
-def covers(numbers: dict, name: str, missing: float) -> bool:
-    """The bar of one seed: 90 % of the bins, energy and pressure; ``missing`` counts where there is no number."""
-    return all(numbers.get(f"{name}_{k}", missing) >= 0.9 for k in ("bins", "energy", "pressure"))
+def covers(numbers: dict, name: str) -> bool:
+    """The bar of one seed: 90 % of the bins, energy and pressure."""
+    return all(numbers.get(f"{name}_{k}", 0.0) >= 0.9 for k in ("bins", "energy", "pressure"))
 
 
 def _short_cutoff(seed: int, material: Material, s: Settings) -> dict:

@@ -22,7 +22,8 @@ from bayespot.potentials.classical import lennard_jones
 from bayespot.records.system import system
 from bayespot.simulation.ensemble import npt_nose_hoover, nve, nvt_langevin
 from bayespot.targets.difftre import Measurement, _square, difftre
-from bayespot.targets.reference_run import reference_run, share_of, weights_of
+from bayespot.targets.reference_frames import share_of, weights_of
+from bayespot.targets.reference_run import reference_run
 from tests.targets.springs import KT, SPRING, SQUARE, spring_run
 
 
