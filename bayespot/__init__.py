@@ -74,6 +74,7 @@ _NAMES = {
     "records.interval": "Interval Observed table",
     "uq.intervals": "interval",
     "uq.variance": "block_independence",
+    "uq.coverage_study": "CoverageStudy coverage_study",
     "uq.error_budget": "ErrorBudget error_budget",
     "uq.predict": "Prediction predict prediction_errors error_table atom_uncertainty",
     "uq.posterior_predictive": "PosteriorPredictive posterior_predictive",

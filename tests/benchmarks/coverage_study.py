@@ -1,0 +1,241 @@
+"""Coverage of a teacher's observables over many independent data sets, with controls whose coverage must fail.
+
+Liquid argon (Lennard-Jones, 108 atoms, 100 K) and liquid silicon (Stillinger–Weber, 64 atoms, 2500 K). Each data set
+holds frames of a run of the teacher with noisy energies and forces; what is learned is the teacher's own form. The
+posteriors: an ensemble of fits to bootstrap samples, and SGHMC. The controls: the parameters of each sample pulled to
+the posterior mean until a quarter of their distance is left, and a model that cannot be right (argon with a cutoff of
+4.5 Å, silicon whose three-body term is a tenth too weak). Meant for a GPU, where all samples of all sets go at once.
+"""
+
+import argparse
+import sys
+import time
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.build import bulk
+
+import bayespot as bp
+from bayespot import units
+from bayespot.tree import replace
+from tests.benchmarks.common import report
+
+POSTERIORS = ("ensemble", "sghmc")
+
+
+class Problem(NamedTuple):
+    """A teacher, what is learned and with what, and how to simulate. Lengths in steps."""
+
+    teacher: bp.Potential
+    model: bp.Potential
+    wrong: bp.Potential
+    start: bp.System
+    ensemble: bp.Ensemble
+    noise: bp.Noise
+    observables: dict[str, bp.Observable]
+    steps: int
+    every: int
+    equilibration: int
+    frames: int = 12
+
+
+def argon(length: float) -> Problem:
+    atoms = bulk("Ar", "fcc", a=5.72, cubic=True) * (3, 3, 3)
+    atoms.rattle(0.2, seed=0)
+    dt, sigma, epsilon = 5.0 * units.fs, 3.4, 0.0104
+    teacher = bp.lennard_jones(sigma, epsilon, cutoff=8.0)
+    observables = {"rdf": bp.rdf(8.0, 40), "diffusion": bp.diffusion(1.0 * units.ps, 4.0 * units.ps, 0.25 * units.ps)}
+    return Problem(
+        teacher, teacher, bp.lennard_jones(sigma, epsilon, cutoff=4.5), bp.from_ase(atoms),
+        bp.nvt_langevin(kT=100 * units.kB, dt=dt, gamma=0.02), bp.Noise(energy=0.004, forces=0.08, learn="fixed"),
+        observables | averages(), steps=50 * round(length * units.ps / dt / 50), every=50, equilibration=4000,
+    )  # fmt: skip
+
+
+def silicon(length: float) -> Problem:
+    atoms = bulk("Si", "diamond", a=5.32, cubic=True) * (2, 2, 2)
+    atoms.rattle(0.1, seed=0)
+    dt = 2.0 * units.fs
+    observables = {"rdf": bp.rdf(5.3, 40), "diffusion": bp.diffusion(0.2 * units.ps, 1.0 * units.ps, 0.05 * units.ps)}
+    free = partial(without, bp.stillinger_weber(14))
+    return Problem(
+        bp.stillinger_weber(14), free({"epsilon": 2.16826}), free({"epsilon": 2.16826, "lambda": 18.9}),
+        bp.from_ase(atoms), bp.nvt_langevin(kT=2500 * units.kB, dt=dt, gamma=0.02),
+        bp.Noise(energy=0.02, forces=0.3, learn="fixed"),
+        observables | averages(), steps=25 * round(length * units.ps / dt / 25), every=25, equilibration=5000,
+    )  # fmt: skip
+
+
+def averages() -> dict[str, bp.Observable]:
+    return {"energy": bp.energy_per_atom(), "pressure": bp.pressure()}
+
+
+def without(potential: bp.Potential, held: dict[str, float]) -> bp.Potential:
+    """The potential with some parameters held: ε times the others is all that Stillinger–Weber knows."""
+
+    def whole(params):
+        return params | {k: jnp.asarray(v, float) for k, v in held.items()}
+
+    def init(key):
+        return {k: v for k, v in potential.init(key).items() if k not in held}
+
+    def atom_energies(params, system, neighbors):
+        return potential.atom_energies(whole(params), system, neighbors)
+
+    return bp.Potential(init, atom_energies, potential.cutoff, potential.species, {"name": "held", "held": held})
+
+
+def teacher_samples(problem: Problem, number: int) -> bp.PosteriorSamples:
+    params = problem.teacher.init(jax.random.key(0))
+    stacked = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), params)
+    return bp.as_samples(stacked, problem.teacher.spec)
+
+
+def simulated(key, problem: Problem, runs: int, steps: int, every: int):
+    return bp.propagate(
+        key, problem.teacher, teacher_samples(problem, runs), problem.start, problem.ensemble,
+        steps=steps, every=every, equilibration=problem.equilibration, progress=False,
+    )  # fmt: skip
+
+
+def truth(key, problem: Problem, runs: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Values of the teacher; practically empty bins do not count. And their largest standard errors."""
+    trajectories = simulated(key, problem, runs, problem.steps, problem.every)
+    values, errors = {}, {}
+    for name, observable in problem.observables.items():
+        found = np.asarray(bp.observe(observable, trajectories).value, np.float64)[:, 0]
+        mean = found.mean(0)
+        values[name] = np.where(mean > 0.1, mean, np.nan) if name == "rdf" else mean
+        errors[name] = float((found.std(0) / runs**0.5).max())
+    return values, errors
+
+
+def data_sets(key, problem: Problem, number: int) -> list[bp.Dataset]:
+    """Independent sets: frames of one run of the teacher each, with noise of their own."""
+    gap = 20 * problem.every
+    runs = simulated(jax.random.fold_in(key, 0), problem, number, problem.frames * gap, gap)
+    params, sets = problem.teacher.init(jax.random.key(0)), []
+    for n in range(number):
+        systems = [jax.tree.map(lambda x, t=t, n=n: x[n, 0, t], runs.frames.system) for t in range(problem.frames)]
+        exact = bp.label(problem.teacher, params, systems, problem.teacher.cutoff)
+        exact = replace(exact, has_stress=np.zeros(problem.frames, bool))
+        noise = {"energy": problem.noise.energy, "forces": problem.noise.forces}
+        sets.append(bp.add_noise(jax.random.fold_in(key, n + 1), exact, **noise))
+    return sets
+
+
+def posteriors_of(key, problem: Problem, model: bp.Potential, sets: list, kinds, samples: int) -> dict[str, list]:
+    """Posterior samples of every data set, by each of the methods."""
+    found = {kind: [] for kind in kinds}
+    capacity = max(d.neighbors.index.shape[2] for d in sets)
+    sets = [padded(d, capacity) for d in sets]  # of one shape, so that one program serves all
+    target = bp.force_matching(model, sets[0], bp.flat(), problem.noise)
+    for n, data in enumerate(sets):
+        one, two, three = jax.random.split(jax.random.fold_in(key, n), 3)
+        mode = bp.gauss_newton(target, bp.initial(one, target, 1), data, steps=20)
+        if "ensemble" in kinds:
+            found["ensemble"].append(ensemble(one, target, data, mode, samples))
+        if "sghmc" in kinds:
+            found["sghmc"].append(sghmc(two, three, target, data, mode, samples))
+    return found
+
+
+def padded(data: bp.Dataset, capacity: int) -> bp.Dataset:
+    index, shift = (np.asarray(x) for x in (data.neighbors.index, data.neighbors.shift))
+    more = ((0, 0), (0, 0), (0, capacity - index.shape[2]))
+    index = np.pad(index, more, constant_values=index.shape[1])
+    return replace(data, neighbors=bp.Neighbors(index, np.pad(shift, (*more, (0, 0)))))
+
+
+def ensemble(key, target, data, mode, members: int) -> bp.PosteriorSamples:
+    """Modes of bootstrap samples of the frames."""
+    drawn = np.asarray(bp.bootstrap(key, len(data), members))
+    modes = [bp.gauss_newton(target, mode, data[rows], steps=3) for rows in drawn]
+    params = jax.tree.map(lambda *x: jnp.concatenate(x), *modes)
+    return bp.as_samples(params["potential"], target.spec)
+
+
+def sghmc(key_local, key, target, data, mode, samples: int) -> bp.PosteriorSamples:
+    """Four chains, preconditioned by the variances of the Laplace approximation."""
+    drawn = bp.laplace(key_local, target, mode, data, draws=200)
+    local = jax.tree.map(lambda x: len(data) * x.var(0), drawn.params["potential"])
+    diagonal = {**jax.tree.map(jnp.ones_like, jax.tree.map(lambda x: x[0], mode)), "potential": local}
+    algorithm = bp.sghmc(target, 0.3, friction=0.5, preconditioner=bp.fixed(diagonal))
+    start = jax.tree.map(lambda x: x[:4], drawn.params)
+    draws = samples // 4
+    return bp.infer(key, algorithm, start, data, steps=100 + 40 * draws, burn_in=100, thin=40, batch_size=None,
+                    progress=False)  # fmt: skip
+
+
+def shrunk(samples: bp.PosteriorSamples, factor: float = 0.25) -> bp.PosteriorSamples:
+    """The posterior with a quarter of its spread."""
+    params = jax.tree.map(lambda x: x.mean(0) + factor * (x - x.mean(0)), samples.params)
+    return replace(samples, params=params)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--teacher", choices=["argon", "silicon"], default="argon")
+    parser.add_argument("--sets", type=int, default=24)
+    parser.add_argument("--samples", type=int, default=16, help="of each posterior")
+    parser.add_argument("--length", type=float, default=200.0, help="of a run [ps]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--figure", help="file for the curves")
+    chosen = parser.parse_args()
+    problem = {"argon": argon, "silicon": silicon}[chosen.teacher](chosen.length)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(17), chosen.seed), 6)
+    begin = time.perf_counter()
+    true, errors = truth(keys[0], problem, 4 * chosen.samples)
+    report("coverage_study_truth", teacher=chosen.teacher, **{f"{k}_error": v for k, v in errors.items()})
+    stage(begin, "truth")
+    sets = data_sets(keys[1], problem, chosen.sets)
+    stage(begin, "data sets")
+    with jax.default_device(jax.devices("cpu")[0]):  # a few parameters and frames: small work
+        posteriors = posteriors_of(keys[2], problem, problem.model, sets, POSTERIORS, chosen.samples)
+        wrong = posteriors_of(keys[3], problem, problem.wrong, sets, ("ensemble",), chosen.samples)["ensemble"]
+    stage(begin, "posteriors")
+    runs = {name: (problem.model, found) for name, found in posteriors.items()}
+    runs |= {f"{n} shrunk": (problem.model, [shrunk(s) for s in found]) for n, found in posteriors.items()}
+    studies = {}
+    for n, (name, (model, found)) in enumerate((runs | {"wrong model": (problem.wrong, wrong)}).items()):
+        studies[name] = study = bp.coverage_study(
+            jax.random.fold_in(keys[4], n), model, found, problem.start, problem.ensemble, problem.observables, true,
+            steps=problem.steps, every=problem.every, equilibration=problem.equilibration, progress=False,
+        )  # fmt: skip
+        told(chosen.teacher, name, study)
+    if chosen.figure:
+        draw(chosen.teacher, studies, chosen.figure)
+
+
+def stage(begin: float, what: str) -> None:
+    print(f"{time.perf_counter() - begin:7.1f} s  {what}", file=sys.stderr)
+
+
+def told(teacher: str, name: str, study: bp.CoverageStudy) -> None:
+    numbers = {}
+    for c in study.curves:
+        numbers |= {
+            f"{c.quantity}_{100 * level:.0f}": float(x)
+            for level, x in zip(np.asarray(c.level), np.asarray(c.observed), strict=True)
+        }
+        numbers |= {f"{c.quantity}_zms": float(c.zms), f"{c.quantity}_parametric": study.parametric[c.quantity]}
+        numbers |= {f"{c.quantity}_resolved": study.resolved[c.quantity]}
+    sets = len(next(iter(study.inside.values())))
+    report("coverage_study", teacher=teacher, posterior=name, sets=sets, dropped=study.dropped, **numbers)
+
+
+def draw(teacher: str, studies: dict, file: str) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(studies), figsize=(3.4 * len(studies), 3.8), layout="constrained")
+    for ax, (name, study) in zip(axes, studies.items(), strict=True):
+        bp.plot_reliability(study.curves, ax=ax)
+        ax.set_title(f"{teacher}: {name}", fontsize="medium")
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
