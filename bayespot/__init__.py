@@ -12,6 +12,7 @@ _NAMES = {
     "records.neighbors": "Neighbors neighbors displacements",
     "records.dataset": "Dataset dataset with_cutoff",
     "records.ase_frames": "from_ase_frames",
+    "records.mapping": "Mapping mapping centre_of_mass slices coarse_grain",
     "records.statistics": "reference_energies force_scale shortest_distance summary",
     "records.split": "split split_by_group leave_group_out",
     "io": "read save load",
