@@ -20,6 +20,8 @@ _NAMES = {
     "potentials.build": "build",
     "potentials.classical": "lennard_jones stillinger_weber",
     "potentials.repulsion": "repulsion",
+    "potentials.bonded": "Topology topology bonded",
+    "potentials.boltzmann_inversion": "bonded_from_data",
     "potentials.descriptor_mlp": "descriptor_mlp",
     "potentials.dimenet": "dimenet",
     "potentials.scale_shift": "scale_shift",
