@@ -37,7 +37,8 @@ def _inverse(box: Float[Array, "... 3 3"]) -> Float[Array, "... 3 3"]:
 def length(vector: Float[Array, "... 3"]) -> Float[Array, "..."]:
     """Lengths of vectors [Å]."""
     square = (vector**2).sum(-1)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    none = square == 0  # not so NaN, which stays what it is
+    return jnp.where(none, 0.0, jnp.sqrt(jnp.where(none, 1.0, square)))
 
 
 def angle_between(a: Float[Array, "... 3"], b: Float[Array, "... 3"]) -> Float[Array, "..."]:
@@ -61,5 +62,5 @@ def dihedral_of(
 
 def _guarded(y: Array, x: Array) -> tuple[Array, Array]:
     """Sine and cosine times a common factor; the angle 0, without gradient, where both vanish."""
-    defined = x * x + y * y > _DEGENERATE
-    return jnp.where(defined, y, 0.0), jnp.where(defined, x, 1.0)
+    undefined = x * x + y * y <= _DEGENERATE  # not so NaN, which stays what it is
+    return jnp.where(undefined, 0.0, y), jnp.where(undefined, 1.0, x)

@@ -105,6 +105,14 @@ def test_a_flattened_minibatch_equals_its_systems():
     assert np.isfinite(gradient).all()
 
 
+def test_an_unknown_position_gives_no_energy():
+    position = chains(2)
+    for atom in range(5):
+        lost = position.copy()
+        lost[atom] = np.nan
+        assert np.isnan(evaluate(replace(carbon(position), position=lost))[0])
+
+
 def test_what_is_not_whole_molecules_has_no_energy():
     broken = carbon(chains(2)[:8])
     u = POTENTIAL.atom_energies(PARAMS, broken, nobody(broken))
