@@ -8,7 +8,9 @@ import pytest
 from bayespot import units
 from bayespot.potentials.boltzmann_inversion import bonded_from_data
 from bayespot.potentials.bonded import Topology, bonded, topology
-from bayespot.potentials.potential import energy_and_forces
+from bayespot.potentials.classical import lennard_jones
+from bayespot.potentials.potential import add, check_compatible, energy_and_forces
+from bayespot.potentials.scale_shift import scale_shift
 from bayespot.records.dataset import dataset, flatten
 from bayespot.records.neighbors import Neighbors
 from bayespot.records.system import System, system
@@ -123,6 +125,15 @@ def test_what_is_not_whole_molecules_has_no_energy():
     assert np.isnan(u).tolist() == [True, True, False, True, True]
     with pytest.raises(ValueError, match=r"5 atoms. Got a system of 4"):
         evaluate(carbon(chains(1)[:4]))
+
+
+def test_data_of_broken_molecules_are_refused():
+    """Frames of 7 and 8 atoms would make three molecules in a row."""
+    data = dataset([carbon(chains(2)[:7]), carbon(chains(2)[:8])], 2.0)
+    nested = scale_shift(add(POTENTIAL, lennard_jones(1.0, 0.01, 2.0)), 1.0, {})
+    with pytest.raises(ValueError, match=r"whole molecules of 5 atoms\. Got 7 atoms in frame 0 of memory"):
+        check_compatible(nested, data)
+    check_compatible(nested, dataset([carbon(chains(2))], 2.0))
 
 
 LINES = {
