@@ -133,7 +133,7 @@ def paced(s: Settings, start: bp.System) -> Settings:
 
     The teacher and what has learnt from it share the error of a longer step; real materials do not.
     """
-    lightest = float(jnp.where(start.species > 0, bp.masses(start.species), jnp.inf).min())
+    lightest = float(jnp.where(start.species > 0, bp.masses(start), jnp.inf).min())
     shorter = min(1.0, 4e-4 * lightest**0.5 / s.time_step)
     return s._replace(time_step=shorter * s.time_step, run=shorter * s.run)
 

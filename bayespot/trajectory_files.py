@@ -6,6 +6,7 @@ NetCDF (HDF5 inside) goes through xarray: named dimensions and units, so that ot
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from bayespot.errors import DataError
@@ -13,7 +14,7 @@ from bayespot.records.system import System, to_ase
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.tree import take
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2 with masses, 1 without
 _UNITS = {
     "position": "Å",
     "velocity": "Å sqrt(eV/(amu Å²))",
@@ -21,6 +22,7 @@ _UNITS = {
     "stress": "eV/Å³",
     "box": "Å",
     "species": "atomic number",
+    "mass": "amu",
     "time": "Å sqrt(amu/eV)",
     "valid_until": "Å sqrt(amu/eV)",
     "status": "",
@@ -32,6 +34,7 @@ _OF_FRAME = {
     "stress": ("row", "column"),
     "box": ("vector", "xyz"),
     "species": ("atom",),
+    "mass": ("atom",),
 }
 _OF_RUN = {"time": ("frame",), "valid_until": (), "status": ()}
 
@@ -89,15 +92,11 @@ def thin(trajectory: Trajectory, every: int, discard: int = 0) -> Trajectory:
     def chosen(x):
         return np.take(np.asarray(x), kept, axis)
 
-    frame = trajectory.frames
     return Trajectory(
-        frames=Frame(
-            System(*(chosen(x) for x in (frame.system.position, frame.system.species, frame.system.box))),
-            *(chosen(x) for x in (frame.velocity, frame.energy, frame.stress)),
-        ),
+        frames=jax.tree.map(chosen, trajectory.frames),
         time=chosen(trajectory.time),
-        status=trajectory.status,
-        valid_until=trajectory.valid_until,
+        status=np.asarray(trajectory.status),
+        valid_until=np.asarray(trajectory.valid_until),
     )
 
 
@@ -112,9 +111,11 @@ def _write_netcdf(path: Path, trajectory: Trajectory) -> None:
         "valid_until": trajectory.valid_until, "status": trajectory.status,
     }  # fmt: skip
     dimensions = {k: (*runs, "frame", *d) for k, d in _OF_FRAME.items()} | {k: (*runs, *d) for k, d in _OF_RUN.items()}
+    values |= {} if system.mass is None else {"mass": system.mass}
     data = xr.Dataset({k: (dimensions[k], np.asarray(v), {"units": _UNITS[k]}) for k, v in values.items()})
-    data.attrs = {"bayespot": "trajectory", "format_version": FORMAT_VERSION}
-    packed = {k: {"zlib": True, "complevel": 1} for k in ("species", "box")}  # the same in every frame, mostly
+    data.attrs = {"bayespot": "trajectory", "format_version": 1 if system.mass is None else FORMAT_VERSION}
+    same = values.keys() & {"species", "mass", "box"}  # in every frame, mostly
+    packed = {k: {"zlib": True, "complevel": 1} for k in same}
     data.to_netcdf(path, engine="h5netcdf", encoding=packed)
 
 
@@ -128,7 +129,7 @@ def _read_netcdf(path: Path) -> Trajectory:
         raise DataError(
             path, None, f"this is not a whole NetCDF file ({error}). Write the trajectory again."
         ) from error
-    if attributes.get("bayespot") != "trajectory" or set(found) != set(_UNITS):
+    if attributes.get("bayespot") != "trajectory" or set(_UNITS) - set(found) - {"mass"}:
         raise DataError(path, None, "this NetCDF file was not written by write_trajectory. Give one that was.")
     if (version := int(attributes["format_version"])) > FORMAT_VERSION:
         raise DataError(
@@ -136,7 +137,7 @@ def _read_netcdf(path: Path) -> Trajectory:
             None,
             f"the file has format version {version}, this bayespot reads up to {FORMAT_VERSION}. Upgrade it.",
         )
-    system = System(found["position"], found["species"], found["box"])
+    system = System(found["position"], found["species"], found["box"], found.get("mass"))
     frames = Frame(system, found["velocity"], found["energy"], found["stress"])
     return Trajectory(frames, found["time"], found["status"], found["valid_until"])
 
@@ -194,7 +195,9 @@ def _read_ase(path: Path) -> Trajectory:
         for a, k in zip(images, known, strict=True)
     ]
     box = [np.asarray(atoms.cell) * atoms.pbc[:, None] for atoms in images]
-    system = System(*map(np.stack, ([a.positions for a in images], [a.numbers.astype(np.int32) for a in images], box)))
+    position, species = np.stack([a.positions for a in images]), np.stack([a.numbers.astype(np.int32) for a in images])
+    mass = np.stack([a.get_masses() for a in images]) if any(a.has("masses") for a in images) else None
+    system = System(position, species, np.stack(box), mass)
     velocity, energy = (
         np.stack([a.get_velocities() for a in images]),
         np.array([k.get("energy", np.nan) for k in known]),

@@ -31,7 +31,19 @@ def prior(distribution: Callable) -> Prior:
     return log_density
 
 
-_NOT_CENTRED = ("frequencies", "frequency", "mixing", "sigma", "epsilon", "lambda", "A", "B")
+_NOT_CENTRED = (
+    "frequencies",
+    "frequency",
+    "mixing",
+    "sigma",
+    "epsilon",
+    "lambda",
+    "A",
+    "B",
+    "bond",
+    "angle",
+    "dihedral",
+)
 
 
 def _skipped(name: str, skip: tuple[str, ...]) -> bool:
@@ -49,7 +61,7 @@ def normal(scale: float | Scalar = 1.0, skip: tuple[str, ...] = _NOT_CENTRED) ->
     Args:
         scale: standard deviation; an array inside a numpyro model that samples it.
         skip: parameters with one of these names get none, because zero is no sensible centre for
-            them: radial frequencies, mixing of species, constants of classical potentials.
+            them: radial frequencies, mixing of species, constants of classical potentials, bonded terms.
     """
     import numpyro.distributions as dist
 

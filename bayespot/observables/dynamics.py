@@ -129,7 +129,7 @@ def vacf(duration: float, every: float, species: int | None = None) -> Observabl
 
     def frame(frame: Frame) -> Float[Array, "N 4"]:
         system = frame.system
-        weight = selected(system.species, species) * masses(system.species).astype(frame.velocity.dtype)
+        weight = selected(system.species, species) * masses(system).astype(frame.velocity.dtype)
         return jnp.concatenate([_about_centre(system, frame.velocity), weight[:, None]], axis=-1)
 
     def combine(values: Float[Array, "T N 4"], weights: Weights) -> Float[Array, "lags"]:
@@ -194,7 +194,7 @@ def _of_runs(frame, combine, name, unit, every, species, coordinate=None, axis="
 def _about_centre(system: System, vectors: Float[Array, "N 3"]) -> Float[Array, "N 3"]:
     """Positions or velocities less those of the centre of mass; zero for padding."""
     real = (system.species > 0)[:, None]
-    mass = jnp.where(real, masses(system.species)[:, None], 0.0).astype(vectors.dtype)
+    mass = jnp.where(real, masses(system)[:, None], 0.0).astype(vectors.dtype)
     centre = (mass * jnp.where(real, vectors, 0.0)).sum(0) / mass.sum()
     return jnp.where(real, vectors - centre, 0.0)
 

@@ -1,10 +1,10 @@
-r"""Free energies: differences between two potentials (Zwanzig, BAR), and the profile along a collective variable.
+r"""Free energies: differences between two potentials (Zwanzig, BAR), and over one or two collective variables.
 
 The differences are plain functions on the host, of energies that have been evaluated already; their standard errors
 hold for independent frames. Of correlated ones pass every so-manieth only, about two correlation times apart.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from scipy import optimize, special
 
 from bayespot.observables.observable import Observable, Weights, average
+from bayespot.observables.populations import binned
 from bayespot.records.trajectory import Frame
 from bayespot.typing import Array, Float
 
@@ -167,6 +168,59 @@ def free_energy_profile(
 
     centres = low + (np.arange(bins) + 0.5) * ((high - low) / bins)
     return Observable(frame, combine, "free energy", "eV", centres, axis)
+
+
+def free_energy_surface(
+    variables: tuple[Callable[[Frame], Array], Callable[[Frame], Array]],
+    kT: float,
+    ranges: Sequence[tuple[float, float]] = ((-np.pi, np.pi), (-np.pi, np.pi)),
+    bins: tuple[int, int] = (36, 36),
+    ceiling: float = np.inf,
+) -> Observable:
+    r"""Free-energy surface [eV] over two collective variables, e.g. the backbone angles φ and ψ of a peptide,
+
+    .. math:: F(s, t) = -kT \ln\left[ (s_2 - s_1)(t_2 - t_1)\, p(s, t) \right] .
+
+    The value is flat, row by row: ``value.reshape(…, *bins)`` has the first variable in the rows. The zero is that of a
+    uniform distribution in the ranges, as in ``free_energy_profile``. Values outside are left out.
+
+    Args:
+        variables: two functions ``Frame → scalar``, traceable and blind to padding. Define them once: new functions
+            are compiled anew.
+        kT: temperature of the runs [eV].
+        ranges: ends of both variables [unit of the variable]; default the full circle [rad].
+        bins: number of equal bins of both.
+        ceiling: what is higher, also where no frame was, counts as this high [eV]. Without it an empty bin is inf,
+            which ``interval`` refuses.
+
+    Raises:
+        ValueError: for kT or a range that is not positive, or no bins; in ``observe`` for variables that are no
+            scalars. A variable that is NaN, or no frame in the ranges, gives NaN, which ``interval`` refuses.
+    """
+    (low, high), (low2, high2) = ranges
+    if kT <= 0 or high <= low or high2 <= low2 or min(bins) < 1:
+        raise ValueError(
+            "free_energy_surface needs kT > 0 [eV], low < high in both ranges and at least one bin. "
+            f"Got kT={kT}, ranges={ranges}, bins={bins}."
+        )
+    number = bins[0] * bins[1]
+
+    def frame(frame: Frame) -> Float[Array, ""]:
+        s, t = (jnp.asarray(variable(frame), frame.energy.dtype) for variable in variables)
+        if s.ndim or t.ndim:
+            raise ValueError(f"The variables must be scalars per frame. Got the shapes {s.shape} and {t.shape}.")
+        row, column = (
+            jnp.floor((s - low) * (bins[0] / (high - low))),
+            jnp.floor((t - low2) * (bins[1] / (high2 - low2))),
+        )
+        inside = (row >= 0) & (row < bins[0]) & (column >= 0) & (column < bins[1])
+        return jnp.where(jnp.isnan(s + t), jnp.nan, jnp.where(inside, row * bins[1] + column, -1.0))
+
+    def combine(places: Float[Array, "T"], weights: Weights) -> Float[Array, "bins"]:
+        share = binned(places, weights, -0.5, number - 0.5, number)
+        return jnp.minimum(-kT * jnp.log(share * (number / share.sum())), ceiling)
+
+    return Observable(frame, combine, "free energy", "eV", np.arange(number), "bin, row by row")
 
 
 def _checked(dU, kT: float, name: str) -> np.ndarray:

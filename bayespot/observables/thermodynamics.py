@@ -14,7 +14,7 @@ def _kinetic(frame: Frame) -> Float[Array, ""]:
     """Kinetic energy of the real atoms [eV]."""
     real = frame.system.species > 0
     squared = jnp.where(real[:, None], frame.velocity, 0.0) ** 2
-    return 0.5 * (masses(frame.system.species).astype(squared.dtype)[:, None] * squared).sum()
+    return 0.5 * (masses(frame.system).astype(squared.dtype)[:, None] * squared).sum()
 
 
 def _atoms(frame: Frame) -> Float[Array, ""]:
@@ -77,7 +77,7 @@ def density() -> Observable:
 
     def frame(frame: Frame) -> Float[Array, ""]:
         system = frame.system
-        mass = jnp.where(system.species > 0, masses(system.species), 0.0).astype(system.position.dtype).sum()
+        mass = jnp.where(system.species > 0, masses(system), 0.0).astype(system.position.dtype).sum()
         return mass / volume(system.box) / units.g_per_cm3
 
     def prepare(trajectories: Trajectory) -> Observable:

@@ -8,6 +8,7 @@ from bayespot.typing import Spec
 
 # Module and function that make a potential of each name; imported when asked for, because Flax takes its time.
 _BUILDERS = {
+    "bonded": ("bonded", "bonded"),
     "combination": ("combination", "combination"),
     "descriptor_mlp": ("descriptor_mlp", "from_constants"),
     "dimenet": ("dimenet", "dimenet"),

@@ -161,7 +161,8 @@ def descriptor_mlp(
     """The library's fast default potential, made ready for some data.
 
     From the data come only constants: which species there are, the mean and spread of the invariants, one reference
-    energy per species (ridge regression), and the scale of the output (root mean square force × 1 Å).
+    energy per species (ridge regression; 0 where no frame has an energy, as with beads), and the scale of the output
+    (root mean square force × 1 Å).
 
     Args:
         data: training frames, with neighbours at least up to ``cutoff``.
@@ -170,8 +171,7 @@ def descriptor_mlp(
         hidden: widths of the hidden layers. The defaults make 13 249 parameters per species.
 
     Raises:
-        ValueError: if the neighbours of the data are shorter than ``cutoff``, no frame has an energy, or none has
-            forces other than zero.
+        ValueError: if the neighbours of the data are shorter than ``cutoff``, or no frame has forces other than zero.
     """
     if data.cutoff < cutoff:
         raise ValueError(f"The data's neighbours must reach {cutoff} Å. Got {data.cutoff}. Read with cutoff={cutoff}.")
@@ -187,7 +187,7 @@ def descriptor_mlp(
         hidden=hidden,
         mean=mean,
         std=std,
-        shift=reference_energies(data),
+        shift=reference_energies(data) if np.asarray(data.has_energy).any() else dict.fromkeys(data.species, 0.0),
         scale=scale,
     )
 

@@ -138,7 +138,8 @@ def check_compatible(potential: Potential, data: Dataset) -> None:
     """Refuse data that the potential cannot treat (host).
 
     Raises:
-        ValueError: for species it does not know, or neighbours shorter than its cutoff.
+        ValueError: for species it does not know, neighbours shorter than its cutoff, or frames that are not whole
+            molecules where it has bonded terms: in a minibatch these would connect atoms of different frames.
     """
     if potential.species and (unknown := sorted(set(data.species) - set(potential.species))):
         raise ValueError(f"The potential knows the species {potential.species}. Got also {unknown} in {data.source}.")
@@ -147,3 +148,16 @@ def check_compatible(potential: Potential, data: Dataset) -> None:
             f"The neighbours of the data must reach the potential's cutoff, {potential.cutoff} Å. "
             f"Got {data.cutoff} Å. Read them with cutoff={potential.cutoff}."
         )
+    for atoms in _molecules(potential.spec):
+        if (broken := np.flatnonzero(data.atom_counts % atoms)).size:
+            raise ValueError(
+                f"Frames must consist of whole molecules of {atoms} atoms. Got {data.atom_counts[broken[0]]} atoms in "
+                f"frame {broken[0]} of {data.source}. Leave such frames out."
+            )
+
+
+def _molecules(spec: Spec) -> set[int]:
+    """Numbers of atoms in the molecules of all bonded terms in a potential."""
+    parts = [*spec.get("parts", ()), *([spec["potential"]] if "potential" in spec else [])]
+    own = {spec["atoms"]} if spec.get("name") == "bonded" else set()
+    return own.union(*map(_molecules, parts))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayespot.records.neighbors import Neighbors, fill, pairs
-from bayespot.records.system import System
+from bayespot.records.system import System, masses
 from bayespot.tree import record, replace, take
 from bayespot.typing import Array, Bool, Float, Int
 
@@ -22,7 +22,8 @@ class Dataset:
     mask, never an invented value.
 
     Attributes:
-        system: positions ``(M, N, 3)`` [Å], species ``(M, N)``, boxes ``(M, 3, 3)`` [Å].
+        system: positions ``(M, N, 3)`` [Å], species ``(M, N)``, boxes ``(M, 3, 3)`` [Å], and masses ``(M, N)`` [amu]
+            where a frame has masses of its own.
         neighbors: neighbours within ``cutoff``, ``(M, N, K)``.
         energy: total energies ``(M,)`` [eV].
         forces: ``(M, N, 3)`` [eV/Å].
@@ -111,6 +112,7 @@ def dataset(systems: list[System], cutoff: float, energy=None, forces=None, stre
     positions = [np.asarray(s.position, np.float64)[r] for s, r in zip(systems, real, strict=True)]
     boxes = [np.asarray(s.box, np.float64) for s in systems]
     n = max(len(z) for z in species)
+    mass = _masses(systems, real, n)
     energies, has_energy = _labels("energy", energy, [()] * m)
     force, has_forces = _labels("forces", forces, [(len(r), 3) for r in real])
     stresses, has_stress = _labels("stress", stress, [(3, 3)] * m)
@@ -119,7 +121,7 @@ def dataset(systems: list[System], cutoff: float, energy=None, forces=None, stre
     names = tuple(dict.fromkeys(group)) if group is not None else ("all",)
     codes = [names.index(g) for g in group] if group is not None else [0] * m
     return Dataset(
-        system=System(_padded(positions, n), _padded(species, n, np.int32), jnp.asarray(np.stack(boxes))),
+        system=System(_padded(positions, n), _padded(species, n, np.int32), jnp.asarray(np.stack(boxes)), mass),
         neighbors=stack_neighbors(positions, boxes, cutoff),
         energy=jnp.asarray(np.stack(energies)),
         forces=_padded(force, n),
@@ -133,6 +135,13 @@ def dataset(systems: list[System], cutoff: float, energy=None, forces=None, stre
         group_names=names,
         source="memory",
     )
+
+
+def _masses(systems: list[System], real: list[np.ndarray], n: int) -> Float[Array, "M N"] | None:
+    """Masses of all frames where any has its own; forces need none, but whoever simulates from a frame does."""
+    if all(s.mass is None for s in systems):
+        return None
+    return _padded([np.asarray(masses(s), float)[r] for s, r in zip(systems, real, strict=True)], n)
 
 
 def _warn_of_rounding(energies: list[np.ndarray], atoms: list[int]) -> None:
@@ -196,7 +205,8 @@ class Graph:
     """A minibatch with the atoms of all its structures in one row of ``A``.
 
     Attributes:
-        system: ``position (A, 3)``, ``species (A,)``, ``box (A, 3, 3)`` (the box of each atom's structure).
+        system: ``position (A, 3)``, ``species (A,)``, ``box (A, 3, 3)`` (the box of each atom's structure); without
+            masses, which energies and forces do not need.
         neighbors: ``(A, K)``; index ``A`` marks padding.
         structure: number of each atom's structure, ``(A,)``; ``B`` for padding.
         atom: place of each atom in the stacked ``(B * N,)`` axis, ``(A,)``; ``B * N`` for padding.

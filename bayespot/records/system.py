@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.tree import record
+from bayespot.tree import record, replace
 from bayespot.typing import Array, Float, Int
 
 
@@ -16,24 +16,29 @@ class System:
         species: atomic numbers, shape ``(N,)``; 0 marks padding, which no potential and no observable sees.
         box: lattice vectors as rows [Å], shape ``(3, 3)``; a zero row marks a direction without periodicity. In a
             flattened minibatch, where the atoms of many structures stand in a row, one box per atom, ``(A, 3, 3)``.
+        mass: of the atoms [amu], shape ``(N,)``; ``None`` for those of the chemical elements. With masses of their own
+            the beads of a coarse-grained model may take any numbers from 1 to 118 as their species, one per kind.
     """
 
     position: Float[Array, "*#batch N 3"]
     species: Int[Array, "*#batch N"]
     box: Float[Array, "*#box 3 3"]
+    mass: Float[Array, "*#batch N"] | None = None
 
 
-def system(position, species, box=None, dtype=None) -> System:
+def system(position, species, box=None, dtype=None, mass=None) -> System:
     """A checked ``System`` from anything that converts to arrays.
 
     Args:
         position: Cartesian positions [Å], shape ``(N, 3)``.
         species: atomic numbers, shape ``(N,)``.
         box: lattice vectors as rows [Å], or three edge lengths, or ``None`` for an isolated molecule.
-        dtype: of positions and box; default JAX's (float32, or float64 where x64 is enabled).
+        dtype: of positions, box and masses; default JAX's (float32, or float64 where x64 is enabled).
+        mass: masses [amu], shape ``(N,)``; default those of the chemical elements.
 
     Raises:
-        ValueError: for shapes that do not agree, an unknown species, or a box without volume.
+        ValueError: for shapes that do not agree, an unknown species, a mass that is not positive, or a box without
+            volume.
     """
     position, species = np.asarray(position, float), np.asarray(species)
     box = np.zeros((3, 3)) if box is None else np.asarray(box, float)
@@ -51,33 +56,63 @@ def system(position, species, box=None, dtype=None) -> System:
     periodic = np.abs(box).sum(1) > 0
     if periodic.any() and np.linalg.matrix_rank(box) < periodic.sum():
         raise ValueError(f"Lattice vectors must be linearly independent. Got {box.tolist()}.")
-    return System(jnp.asarray(position, dtype), jnp.asarray(species, jnp.int32), jnp.asarray(box, dtype))
+    mass = None if mass is None else jnp.asarray(_checked_mass(mass, species), dtype)
+    return System(jnp.asarray(position, dtype), jnp.asarray(species, jnp.int32), jnp.asarray(box, dtype), mass)
+
+
+def _checked_mass(mass, species: np.ndarray) -> np.ndarray:
+    mass = np.asarray(mass, float)
+    if mass.shape != species.shape:
+        raise ValueError(f"Need one mass [amu] for each of the {len(species)} atoms. Got the shape {mass.shape}.")
+    real = mass[species > 0]
+    if not (np.isfinite(real) & (real > 0)).all():
+        raise ValueError(f"Masses must be positive and finite [amu]. Got {real.min()} … {real.max()}.")
+    return mass
 
 
 def from_ase(atoms, dtype=None) -> System:
-    """``System`` of an ``ase.Atoms``; directions with ``pbc=False`` become open."""
+    """``System`` of an ``ase.Atoms``; directions with ``pbc=False`` become open.
+
+    Masses are taken over where they were set, as isotopes' and beads' are; otherwise they are those of the elements.
+    """
     box = np.array(atoms.cell) * np.asarray(atoms.pbc)[:, None]
-    return system(atoms.positions, atoms.numbers, box, dtype)
+    return system(atoms.positions, atoms.numbers, box, dtype, atoms.get_masses() if atoms.has("masses") else None)
 
 
 def to_ase(sys: System):
-    """``ase.Atoms`` of a single ``System``; padding is left out."""
+    """``ase.Atoms`` of a single ``System``, with its masses where it has its own; padding is left out."""
     from ase import Atoms
 
     real = np.asarray(sys.species) > 0
     box = np.asarray(sys.box, float)
     return Atoms(
-        np.asarray(sys.species)[real], np.asarray(sys.position, float)[real], cell=box, pbc=np.abs(box).sum(1) > 0
+        np.asarray(sys.species)[real],
+        np.asarray(sys.position, float)[real],
+        masses=None if sys.mass is None else np.asarray(sys.mass, float)[real],
+        cell=box,
+        pbc=np.abs(box).sum(1) > 0,
     )
 
 
-def masses(species: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Atomic masses [amu] of atomic numbers (ASE's table, IUPAC 2016); padding gets 1 so that it can be divided by."""
+def masses(sys: System) -> Float[Array, "*batch N"]:
+    """Masses [amu] of the atoms: their own, or those of the chemical elements (ASE's table, IUPAC 2016).
+
+    Padding gets 1 so that it can be divided by.
+    """
     from ase.data import atomic_masses
 
+    if sys.mass is not None:
+        return jnp.where(sys.species > 0, sys.mass, 1.0)
     table = np.array(atomic_masses)
     table[0] = 1.0
-    return jnp.asarray(table, jnp.result_type(float))[species]
+    return jnp.asarray(table, jnp.result_type(float))[sys.species]
+
+
+def without_padding(sys: System) -> System:
+    """The real atoms of a single system (host)."""
+    real = np.flatnonzero(np.asarray(sys.species) > 0)
+    mass = None if sys.mass is None else sys.mass[real]
+    return replace(sys, position=sys.position[real], species=sys.species[real], mass=mass)
 
 
 def volume(box: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch"]:

@@ -254,7 +254,7 @@ def _stepper(integrator: Callable) -> Callable[[Forces, PyTree], PyTree]:
 
 def _start(key: Key, system: System, kT: float) -> tuple[Array, Array]:
     """Masses ``(N, 1)`` and Maxwell–Boltzmann momenta in the precision of the positions."""
-    mass = masses(system.species)[:, None].astype(system.position.dtype)
+    mass = masses(system)[:, None].astype(system.position.dtype)
     return mass, momenta(key, mass, kT)
 
 

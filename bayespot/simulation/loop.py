@@ -15,11 +15,10 @@ from bayespot.checkpoint import fingerprint
 from bayespot.errors import Status
 from bayespot.potentials.neighbor_list import larger, neighbor_list
 from bayespot.potentials.potential import Potential
-from bayespot.records.system import System, heights
+from bayespot.records.system import System, heights, without_padding
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.simulation.chunk import Run, chunk, starter
 from bayespot.simulation.ensemble import Ensemble
-from bayespot.tree import replace
 from bayespot.typing import Key, Params, PyTree
 
 ROOM = 0.9
@@ -147,18 +146,17 @@ def _checked(start: System, potential: Potential, ensemble: Ensemble) -> System:
     """The start without padding."""
     if start.position.ndim != 2:
         raise ValueError(f"start must be a single system with positions (N, 3). Got {start.position.shape}.")
-    real = np.flatnonzero(np.asarray(start.species) > 0)
-    if not real.size:
+    start = without_padding(start)
+    if not start.species.size:
         raise ValueError("start must contain at least one atom. Got none.")
-    found = np.asarray(start.species)[real]
-    if potential.species and (unknown := sorted(set(found.tolist()) - set(potential.species))):
+    if potential.species and (unknown := sorted(set(np.asarray(start.species).tolist()) - set(potential.species))):
         raise ValueError(f"The potential knows the species {potential.species}. Got also {unknown} in start.")
     if ensemble.box is not None and not np.linalg.det(np.asarray(start.box, np.float64)) > 0:
         raise ValueError(
             "A box that moves must be periodic in all three directions and right-handed. "
             f"Got {np.asarray(start.box).tolist()}. Reversing one vector of a left-handed box leaves the same lattice."
         )
-    return replace(start, position=start.position[real], species=start.species[real])
+    return start
 
 
 def _begin(key: Key, start: System, ensemble: Ensemble, plan: Plan) -> Run:
@@ -246,7 +244,8 @@ def _trajectory(parts: list[dict], failed: np.ndarray, start, ensemble, plan: Pl
         return np.broadcast_to(x, (*shape, count, *x.shape))
 
     box = seen["box"] if "box" in seen else everywhere(start.box)
-    system = System(seen["position"], everywhere(start.species), box)
+    mass = None if start.mass is None else everywhere(start.mass)
+    system = System(seen["position"], everywhere(start.species), box, mass)
     time = ensemble.dt * plan.every * np.arange(1, count + 1)
     valid = np.where(failed >= 0, np.maximum(failed - 1 - plan.equilibration, 0), plan.steps) * ensemble.dt
     return Trajectory(

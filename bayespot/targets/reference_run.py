@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bayespot.records.system import System
+from bayespot.records.system import System, without_padding
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.simulation.ensemble import Ensemble
 from bayespot.tree import replace
@@ -85,8 +85,7 @@ def reference_run(
     equilibration = -(-steps // 10 // every) * every if equilibration is None else equilibration
     first_equilibration = steps if first_equilibration is None else first_equilibration
     _check_multiples(every, steps=steps, equilibration=equilibration, first_equilibration=first_equilibration)
-    real = np.flatnonzero(np.asarray(start.species) > 0)
-    start = replace(start, position=start.position[real], species=start.species[real])
+    start = without_padding(start)
     frames, waits = steps // every, (equilibration // every, first_equilibration // every)
     return ReferenceRun(start, ensemble, every, frames, *waits, replicas, min_share, max_age, skin, capacity, max_kT)
 
@@ -113,6 +112,7 @@ def like_start(run: ReferenceRun) -> Trajectory:
     away[0] = 0.0
     position = (system.position + away).astype(system.position.dtype)[None, None]
     shape = position.shape[:3]
-    species, box = (np.broadcast_to(x, (*shape, *x.shape)) for x in (system.species, system.box))
-    frames = Frame(System(position, species, box), np.zeros_like(position), np.zeros(shape), np.zeros((*shape, 3, 3)))
+    everywhere = jax.tree.map(lambda x: np.broadcast_to(x, (*shape, *x.shape)), system)
+    nothing = np.zeros_like(position), np.zeros(shape), np.zeros((*shape, 3, 3))
+    frames = Frame(replace(everywhere, position=position), *nothing)
     return Trajectory(frames, np.zeros(shape), np.zeros((1, 1), np.int32), np.zeros((1, 1)))

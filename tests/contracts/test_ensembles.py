@@ -49,7 +49,7 @@ def replicas(ensemble, seed):
         jax.random.key(seed), ARGON, one_sample(PARAMS), START, ensemble, steps=steps, every=20, equilibration=1000,
         replicas=8, batch_size=1, chunk=5000, skin=0.8, progress=False,
     )  # fmt: skip
-    mass = np.asarray(masses(START.species))[:, None]
+    mass = np.asarray(masses(START))[:, None]
     return 0.5 * (mass * runs.frames.velocity[0] ** 2).sum((-1, -2)), runs.frames.energy[0]
 
 
@@ -148,7 +148,7 @@ def test_langevin_knows_the_masses():
         jax.random.key(0), potential, {"k": jnp.array(k)}, start, nvt_langevin(kT, 0.5 * FS, gamma=0.2), steps=60_000,
         every=200, equilibration=2000, chunk=20_000, progress=False,
     )  # fmt: skip
-    mass = np.asarray(masses(start.species))[:, None]
+    mass = np.asarray(masses(start))[:, None]
     away, kinetic = np.asarray(run.frames.system.position) - sites, mass * run.frames.velocity**2
     for kind in (slice(0, 100), slice(100, 200)):
         np.testing.assert_allclose((away[:, kind] ** 2).mean(), kT / k, rtol=0.04)

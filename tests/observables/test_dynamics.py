@@ -8,7 +8,7 @@ import pytest
 from bayespot import units
 from bayespot.observables.dynamics import diffusion, msd, vacf, vibrational_density_of_states
 from bayespot.observables.observable import observe
-from bayespot.records.system import System, masses
+from bayespot.records.system import System
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.tree import replace
 
@@ -64,7 +64,7 @@ KT, FRICTION, EVERY, ATOMS, FRAMES = 0.025, 0.2, 0.5, 200, 500
 def langevin():
     """Free particles with friction and noise, by the exact transition density of position and velocity."""
     rng = np.random.default_rng(7)
-    thermal, decay = KT / float(masses(jnp.array(18))), np.exp(-FRICTION * EVERY)
+    thermal, decay = KT / 39.948, np.exp(-FRICTION * EVERY)
     spread = thermal / FRICTION**2 * (2 * FRICTION * EVERY - 3 + 4 * decay - decay**2)
     common = thermal / FRICTION * (1 - decay) ** 2
     factor = np.linalg.cholesky([[spread, common], [common, thermal * (1 - decay**2)]])

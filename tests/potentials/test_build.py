@@ -16,7 +16,7 @@ def test_nested_specs():
 
 @pytest.mark.parametrize("spec", [{"name": "dimnet"}, {}, {"name": "add", "parts": [{"name": "unheard of"}]}])
 def test_unknown_names_are_refused_with_the_known_ones(spec):
-    with pytest.raises(ValueError, match="add, combination, descriptor_mlp, dimenet, lennard_jones"):
+    with pytest.raises(ValueError, match="add, bonded, combination, descriptor_mlp, dimenet, lennard_jones"):
         build(spec)
 
 

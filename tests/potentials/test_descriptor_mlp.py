@@ -15,7 +15,7 @@ from bayespot.records.dataset import dataset
 from bayespot.records.neighbors import neighbors
 from bayespot.records.statistics import force_scale
 from bayespot.records.system import from_ase, system
-from bayespot.tree import take
+from bayespot.tree import replace, take
 
 CUTOFF, CHANNELS = 5.0, 8
 
@@ -77,6 +77,11 @@ def test_constants_and_size(data):
     frame = take((data.system, data.neighbors), 0)
     both = [jax.jit(p.atom_energies)(params, *frame) for p in (again, potential)]
     np.testing.assert_array_equal(*both)
+
+
+def test_data_without_energies_have_no_reference_energies(data):
+    forces_only = replace(data, has_energy=np.zeros(len(data), bool))
+    assert descriptor_mlp(forces_only, CUTOFF).spec["shift"] == {"14": 0.0}
 
 
 def test_perfect_crystals_are_refused():

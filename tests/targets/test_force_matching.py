@@ -134,6 +134,8 @@ def test_priors_score_and_skip():
     scaled = stats.norm(0, 1).logpdf(kernel).sum() + stats.norm(0, 2).logpdf(bias).sum()
     np.testing.assert_allclose(normal(2.0)(params), plain)
     np.testing.assert_allclose(scaled_normal(2.0)(params), scaled)
+    molecule = {"0": {"bond": {"k": jnp.full(2, 30.0), "r0": jnp.ones(2)}}, "1": params}
+    np.testing.assert_allclose(normal(2.0)(molecule), plain)
     heavy = stats.t(3, 0, 1).logpdf(kernel).sum() + stats.t(3, 0, 2).logpdf(bias).sum()
     np.testing.assert_allclose(scaled_student_t(3.0, 2.0)(params), heavy)
     assert float(flat()(params)) == 0.0

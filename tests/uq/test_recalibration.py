@@ -235,7 +235,7 @@ def test_recalibrated_samples_drive_dynamics(frames):
     runs = propagate(
         jax.random.key(3), potential, recalibrated, start, fast, steps=40, every=4, max_kT=5.0, progress=False
     ).frames
-    kinetic = 0.5 * (masses(start.species)[:, None] * runs.velocity**2).sum((-1, -2))[:, 0]
+    kinetic = 0.5 * (masses(start)[:, None] * runs.velocity**2).sum((-1, -2))[:, 0]
     change = np.ptp(kinetic, axis=1)
     assert (change > 5e-3).all()
     # velocity Verlet errs by about (ω dt)²/8 of what is exchanged; ω dt is below 0.1 with steps of half a fs
