@@ -18,7 +18,7 @@ from bayespot.records.posterior import PosteriorSamples, concatenate
 from bayespot.records.system import System
 from bayespot.simulation.ensemble import Ensemble
 from bayespot.simulation.simulate import propagate
-from bayespot.tree import replace, take
+from bayespot.tree import take
 from bayespot.typing import Array, Float, Key
 from bayespot.uq.calibration import Reliability
 from bayespot.uq.intervals import interval
@@ -106,22 +106,19 @@ def coverage_study(
         key, potential, samples, start, ensemble, steps=steps, every=every, replicas=replicas,
         equilibration=equilibration, batch_size=batch_size, checkpoint=checkpoint, throw=False, progress=progress,
     )  # fmt: skip
-    ends = np.cumsum([0, *(len(p) for p in posteriors)])
-    parts = [np.arange(a, b) for a, b in pairwise(ends)]
-    found = {}
-    for name, observable in observables.items():
-        observed = observe(observable, runs, samples=samples)
-        own = [replace(take(observed, p), chain=s.chain) for p, s in zip(parts, posteriors, strict=True)]
-        found[name] = _counted(name, own, truth[name], tuple(levels))
+    found = {
+        n: _counted(n, _by_set(observe(o, runs, samples=samples), posteriors), truth[n], tuple(levels))
+        for n, o in observables.items()
+    }
+    curves, inside, parametric, resolved = (dict(zip(found, x, strict=True)) for x in zip(*found.values(), strict=True))
     failed = int((np.asarray(runs.status) != 0).any(1).sum())
-    curves, inside, parametric, resolved = zip(*found.values(), strict=True)
-    return CoverageStudy(
-        list(curves),
-        dict(zip(found, inside, strict=True)),
-        dict(zip(found, parametric, strict=True)),
-        dict(zip(found, resolved, strict=True)),
-        failed,
-    )
+    return CoverageStudy(list(curves.values()), inside, parametric, resolved, failed)
+
+
+def _by_set(observed: Observed, posteriors: Sequence[PosteriorSamples]) -> list[Observed]:
+    """The values of each posterior's samples."""
+    ends = np.cumsum([0, *(len(p) for p in posteriors)])
+    return [take(observed, np.arange(a, b)) for a, b in pairwise(ends)]
 
 
 def _counted(

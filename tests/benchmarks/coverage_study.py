@@ -50,7 +50,7 @@ def argon(length: float) -> Problem:
     observables = {"rdf": bp.rdf(8.0, 40), "diffusion": bp.diffusion(1.0 * units.ps, 4.0 * units.ps, 0.25 * units.ps)}
     return Problem(
         teacher, teacher, bp.lennard_jones(sigma, epsilon, cutoff=4.5), bp.from_ase(atoms),
-        bp.nvt_langevin(kT=100 * units.kB, dt=dt, gamma=0.02), bp.Noise(energy=0.004, forces=0.08, learn="fixed"),
+        bp.nvt_langevin(kT=100 * units.kB, dt=dt, gamma=0.02), bp.Noise(energy=0.008, forces=0.16, learn="fixed"),
         observables | averages(), steps=50 * round(length * units.ps / dt / 50), every=50, equilibration=4000,
     )  # fmt: skip
 
@@ -60,13 +60,22 @@ def silicon(length: float) -> Problem:
     atoms.rattle(0.1, seed=0)
     dt = 2.0 * units.fs
     observables = {"rdf": bp.rdf(5.3, 40), "diffusion": bp.diffusion(0.2 * units.ps, 1.0 * units.ps, 0.05 * units.ps)}
-    free = partial(without, bp.stillinger_weber(14))
+    held = {"A": 7.049556277, "B": 0.6022245584}  # with σ they all say where the pair potential has its minimum
+    learned = partial(without, bp.stillinger_weber(14))
     return Problem(
-        bp.stillinger_weber(14), free({"epsilon": 2.16826}), free({"epsilon": 2.16826, "lambda": 18.9}),
+        bp.stillinger_weber(14), learned(held), learned(held | {"lambda": 18.9}),
         bp.from_ase(atoms), bp.nvt_langevin(kT=2500 * units.kB, dt=dt, gamma=0.02),
-        bp.Noise(energy=0.02, forces=0.3, learn="fixed"),
+        bp.Noise(energy=0.06, forces=1.0, learn="fixed"),
         observables | averages(), steps=25 * round(length * units.ps / dt / 25), every=25, equilibration=5000,
     )  # fmt: skip
+
+
+def melted(key, problem: Problem) -> Problem:
+    """The problem, beginning as a liquid: 20 000 steps at twice the temperature."""
+    hot = bp.nvt_langevin(kT=2 * problem.ensemble.kT, dt=problem.ensemble.dt, gamma=0.02)
+    params = problem.teacher.init(jax.random.key(0))
+    run = bp.simulate(key, problem.teacher, params, problem.start, hot, steps=20_000, every=20_000, progress=False)
+    return problem._replace(start=jax.tree.map(lambda x: jnp.asarray(x[-1]), run.frames.system))
 
 
 def averages() -> dict[str, bp.Observable]:
@@ -74,7 +83,7 @@ def averages() -> dict[str, bp.Observable]:
 
 
 def without(potential: bp.Potential, held: dict[str, float]) -> bp.Potential:
-    """The potential with some parameters held: ε times the others is all that Stillinger–Weber knows."""
+    """The potential with some parameters held."""
 
     def whole(params):
         return params | {k: jnp.asarray(v, float) for k, v in held.items()}
@@ -160,10 +169,12 @@ def ensemble(key, target, data, mode, members: int) -> bp.PosteriorSamples:
 
 def sghmc(key_local, key, target, data, mode, samples: int) -> bp.PosteriorSamples:
     """Four chains, preconditioned by the variances of the Laplace approximation."""
-    drawn = bp.laplace(key_local, target, mode, data, draws=200)
+    drawn = bp.laplace(key_local, target, mode, data, draws=400)
     local = jax.tree.map(lambda x: len(data) * x.var(0), drawn.params["potential"])
-    diagonal = {**jax.tree.map(jnp.ones_like, jax.tree.map(lambda x: x[0], mode)), "potential": local}
-    algorithm = bp.sghmc(target, 0.3, friction=0.5, preconditioner=bp.fixed(diagonal))
+    # In units of these variances the slowest direction has the frequency 1, the fastest that of the correlations.
+    correlation = np.corrcoef([np.asarray(x, np.float64) for x in jax.tree.leaves(drawn.params["potential"])])
+    slow, fast = 1 / np.sqrt(np.linalg.eigvalsh(correlation)[[-1, 0]])
+    algorithm = bp.sghmc(target, 0.5 / fast, friction=slow, preconditioner=bp.fixed({"potential": local, "noise": {}}))
     start = jax.tree.map(lambda x: x[:4], drawn.params)
     draws = samples // 4
     return bp.infer(key, algorithm, start, data, steps=100 + 40 * draws, burn_in=100, thin=40, batch_size=None,
@@ -181,13 +192,14 @@ def main() -> None:
     parser.add_argument("--teacher", choices=["argon", "silicon"], default="argon")
     parser.add_argument("--sets", type=int, default=24)
     parser.add_argument("--samples", type=int, default=16, help="of each posterior")
-    parser.add_argument("--length", type=float, default=200.0, help="of a run [ps]")
+    parser.add_argument("--length", type=float, default=100.0, help="of a run [ps]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", help="file for the curves")
     chosen = parser.parse_args()
     problem = {"argon": argon, "silicon": silicon}[chosen.teacher](chosen.length)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(17), chosen.seed), 6)
     begin = time.perf_counter()
+    problem = melted(keys[5], problem)
     true, errors = truth(keys[0], problem, 4 * chosen.samples)
     report("coverage_study_truth", teacher=chosen.teacher, **{f"{k}_error": v for k, v in errors.items()})
     stage(begin, "truth")
