@@ -1,9 +1,9 @@
-"""Thermodynamics: temperature, energies, pressure, density, heat capacity."""
+"""Thermodynamics: temperature, energies, pressure, density."""
 
 import jax.numpy as jnp
 
 from bayespot import units
-from bayespot.observables.observable import Observable, Weights, average
+from bayespot.observables.observable import Observable, average
 from bayespot.observables.pairs import require_volume
 from bayespot.records.system import masses, volume
 from bayespot.records.trajectory import Frame, Trajectory
@@ -17,7 +17,8 @@ def _kinetic(frame: Frame) -> Float[Array, ""]:
     return 0.5 * (masses(frame.system).astype(squared.dtype)[:, None] * squared).sum()
 
 
-def _atoms(frame: Frame) -> Float[Array, ""]:
+def number_of_atoms(frame: Frame) -> Float[Array, ""]:
+    """Real atoms, in the type of the energy."""
     return (frame.system.species > 0).sum().astype(frame.energy.dtype)
 
 
@@ -28,7 +29,7 @@ def kinetic_energy() -> Observable:
 
 def energy_per_atom() -> Observable:
     """Potential energy per atom [eV/atom]."""
-    return Observable(lambda frame: frame.energy / _atoms(frame), average, "energy", "eV/atom")
+    return Observable(lambda frame: frame.energy / number_of_atoms(frame), average, "energy", "eV/atom")
 
 
 def temperature(constraints: int = 0) -> Observable:
@@ -40,7 +41,7 @@ def temperature(constraints: int = 0) -> Observable:
     """
 
     def frame(frame: Frame) -> Float[Array, ""]:
-        return 2.0 * _kinetic(frame) / ((3.0 * _atoms(frame) - constraints) * units.kB)
+        return 2.0 * _kinetic(frame) / ((3.0 * number_of_atoms(frame) - constraints) * units.kB)
 
     return Observable(frame, average, "temperature", "K")
 
@@ -86,49 +87,3 @@ def density() -> Observable:
 
     observable = Observable(frame, average, "density", "g/cm³", prepare=prepare)
     return observable
-
-
-def heat_capacity(kT: float, constraints: int = 0) -> Observable:
-    r"""Heat capacity at constant volume [k_B/atom] of classical atoms, from the fluctuations of the potential energy,
-
-    .. math:: \frac{C_V}{N k_\mathrm{B}} = \frac{n_f}{2N} + \frac{\langle U^2 \rangle - \langle U \rangle^2}{N (kT)^2},
-              \qquad n_f = 3N - n_c .
-
-    The runs must sample the canonical ensemble (a thermostat, a constant box, equilibrated): a drift of the energy
-    counts as heat capacity. The variance is divided by :math:`1 - \sum_t w_t^2`, which is the usual :math:`1 - 1/T` for
-    equal weights; what remains is a bias of minus the share of the correlation time in the run. Frames
-    reweighted to another potential must carry the energies of that potential.
-
-    ====================  ===============
-    symbol                argument
-    ====================  ===============
-    :math:`kT`            ``kT`` [eV]
-    :math:`n_c`           ``constraints``
-    ====================  ===============
-
-    Args:
-        kT: temperature of the thermostat, e.g. ``300 * units.kB``.
-        constraints: degrees of freedom that carry no kinetic energy, as in ``temperature``.
-
-    Raises:
-        ValueError: for kT that is not positive or a negative number of constraints. A single frame gives NaN, which
-            ``interval`` refuses.
-
-    Reference: Allen and Tildesley, *Computer Simulation of Liquids*, 2nd ed. (2017), section 2.5.
-    """
-    if kT <= 0 or constraints < 0:
-        raise ValueError(
-            f"heat_capacity needs kT > 0 [eV] and constraints ≥ 0. Got kT={kT}, constraints={constraints}."
-        )
-
-    def frame(frame: Frame) -> Float[Array, "2"]:
-        return jnp.stack([frame.energy, _atoms(frame)])
-
-    def combine(values: Float[Array, "T 2"], weights: Weights) -> Float[Array, ""]:
-        energy, atoms = values[:, 0], values[0, 1]
-        share = jnp.asarray(weights, values.dtype)
-        # About the mean, not as a difference of squares: U² in float32 would leave no digit of a small variance.
-        variance = share @ (energy - share @ energy) ** 2 / (1.0 - share @ share)
-        return 0.5 * (3.0 - constraints / atoms) + variance / (atoms * kT**2)
-
-    return Observable(frame, combine, "heat capacity", "k_B/atom")

@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 from bayespot.observables.collective_variables import angle, dihedral, dihedrals, distance
 from bayespot.observables.dynamics import diffusion, msd, vacf, vibrational_density_of_states
 from bayespot.observables.elasticity import elastic_constants
+from bayespot.observables.fluctuations import heat_capacity
 from bayespot.observables.free_energy import free_energy_profile, free_energy_surface
 from bayespot.observables.observable import average, observe
 from bayespot.observables.populations import distribution, population
@@ -16,7 +17,6 @@ from bayespot.observables.structure import adf, coordination, rdf, tetrahedral_o
 from bayespot.observables.thermodynamics import (
     density,
     energy_per_atom,
-    heat_capacity,
     kinetic_energy,
     pressure,
     temperature,

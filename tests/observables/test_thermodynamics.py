@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from bayespot import units
+from bayespot.observables.fluctuations import heat_capacity
 from bayespot.observables.observable import observe
 from bayespot.observables.thermodynamics import (
     density,
     energy_per_atom,
-    heat_capacity,
     kinetic_energy,
     pressure,
     temperature,

@@ -7,8 +7,9 @@ import pytest
 
 from bayespot.errors import FailedSamples, Status
 from bayespot.observables.dynamics import msd
+from bayespot.observables.fluctuations import heat_capacity
 from bayespot.observables.observable import Observable, average, observe
-from bayespot.observables.thermodynamics import energy_per_atom, heat_capacity, kinetic_energy
+from bayespot.observables.thermodynamics import energy_per_atom, kinetic_energy
 from bayespot.simulation.ensemble import nvt_langevin
 from bayespot.simulation.reweight import reweight
 from bayespot.simulation.simulate import propagate

@@ -15,9 +15,10 @@ from bayespot.inference.priors import normal
 from bayespot.inference.sgld import sgld
 from bayespot.inference.target import initial
 from bayespot.observables.elasticity import elastic_constants
+from bayespot.observables.fluctuations import heat_capacity
 from bayespot.observables.observable import Observable, average
 from bayespot.observables.structure import rdf
-from bayespot.observables.thermodynamics import energy_per_atom, heat_capacity, pressure
+from bayespot.observables.thermodynamics import energy_per_atom, pressure
 from bayespot.potentials.classical import lennard_jones
 from bayespot.records.system import system
 from bayespot.simulation.ensemble import npt_nose_hoover, nve, nvt_langevin
