@@ -59,6 +59,8 @@ DYNAMICS = {"msd", "msd species", "diffusion", "vacf", "vacf species", "vdos"}  
 TENSORS = {"elastic constants"}  # their components refer to the axes
 # Run with the slow tests only: what they do, others do too, or (elastic constants) they take long to compile.
 ALIKE = {
+    "free energy surface",
+    "population",
     "elastic constants",
     "rdf pair",
     "adf triplet",

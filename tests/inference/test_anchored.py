@@ -94,6 +94,7 @@ def test_a_killed_run_keeps_its_anchors_and_errors(tmp_path, monkeypatch):
     assert len(calls) == 4  # the third of three segments twice
 
 
+@pytest.mark.slow
 def test_force_matching_meets_perturbed_energies_forces_and_stresses(key):
     data = frames([8, 12, 10])
     data = replace(data, has_energy=jnp.array([True, False, True]), has_forces=jnp.array([True, True, False]))

@@ -80,6 +80,7 @@ def test_silicon_at_zero_temperature():
     np.testing.assert_allclose(got, [151.42, 76.42, 56.45], rtol=0, atol=0.01)
 
 
+@pytest.mark.slow
 def test_hexagonal_silicon_at_zero_temperature_is_the_slope_of_the_relaxed_stress():
     """In a skewed cell, where strains that multiply the lattice from the wrong side give another C44."""
     sys, kT = wurtzite(), 1e-8
@@ -119,6 +120,7 @@ def soft(strength: float = 1.0) -> Potential:
     return Potential(init, energies, 3.0, (), {"name": "soft", "strength": strength})
 
 
+@pytest.mark.slow
 def test_slope_of_the_canonical_mean_stress_in_a_skewed_box_under_load():
     """On fixed scaled coordinates the mean stress is a finite sum, and its derivative by the strain this observable.
 

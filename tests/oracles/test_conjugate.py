@@ -51,6 +51,7 @@ def test_preconditioned_by_posterior_variances_mixes_a_stiff_problem():
     np.testing.assert_array_less(np.abs(x.mean(0) - rotation.T @ mean), 5 * np.sqrt(np.diag(exact) / 1e4))
 
 
+@pytest.mark.slow
 def test_frozen_rms_preconditioner_keeps_the_posterior():
     # Frozen after 2 000 steps, G is a constant and the posterior exact up to discretisation. The damped G differs by at
     # most a factor 3 between coordinates here; tolerance as above.

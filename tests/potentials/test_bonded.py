@@ -267,6 +267,7 @@ def test_bonds_of_alanine_dipeptide_have_the_stiffness_of_their_forces(data_fold
     np.testing.assert_allclose(ratios, 1.0, atol=0.08)
 
 
+@pytest.mark.slow
 def test_all_terms_of_alanine_dipeptide(data_folder):
     """What is inverted has its minimum near the data; the peptide bonds are trans."""
     with np.load(data_folder / "cg_reference" / "ala2_cg10_obc2.npz") as file:

@@ -228,6 +228,7 @@ def test_angles_are_seen_where_distances_alone_say_nothing(blocks, sees_angles):
     assert (abs(energy(1.8) - energy(2.6)) > 1e-5) == sees_angles
 
 
+@pytest.mark.slow
 def test_collinear_atoms_have_finite_derivatives():
     potential = small(blocks=1)
     params, both = jax.jit(potential.init)(jax.random.key(0)), energy_and_forces(potential)

@@ -187,6 +187,7 @@ def extended_energy(dt, time):
     return values.max() - values.min()
 
 
+@pytest.mark.slow
 def test_the_extended_energy_is_conserved_to_second_order():
     error = [extended_energy(dt * FS, 500 * FS) for dt in (5, 2.5)]
     assert 3.5 < error[0] / error[1] < 4.5

@@ -193,7 +193,7 @@ def test_samples_of_another_potential_are_refused():
         propagate(jax.random.key(0), POTENTIAL, samples, argon(), ENSEMBLE, **OPTIONS)
 
 
-@pytest.mark.parametrize("interrupted_after", [1, 3])
+@pytest.mark.parametrize("interrupted_after", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_resumes_bit_for_bit(runs, tmp_path, monkeypatch, interrupted_after):
     options = OPTIONS | {"equilibration": 30, "replicas": 2, "batch_size": 2}
     arguments = (jax.random.key(3), POTENTIAL, posterior(), argon(), ENSEMBLE)

@@ -167,6 +167,7 @@ def test_new_frames_when_they_are_old(key, age):
     assert made == [int(n % age == 0) for n in range(7)]
 
 
+@pytest.mark.slow
 def test_steps_are_shortened_to_where_the_frames_still_serve(key):
     target = target_of(spring_run(min_share=1e-9), value=0.0)
     one, two = jax.random.split(key)

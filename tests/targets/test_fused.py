@@ -50,6 +50,7 @@ def test_the_joint_density_is_the_sum_of_all(key, parts):
     np.testing.assert_allclose(info["2/log_density"], alone[2][0], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_frames_are_minibatched_beside_an_experiment(key, parts):
     data, matching, states = parts
     target = fused(matching, states[0])

@@ -110,6 +110,7 @@ def test_no_cost_at_run_time(key):
     np.testing.assert_allclose(operations(numpyro_target(errors, DATA)), operations(BY_HAND), rtol=0.03)
 
 
+@pytest.mark.slow
 def test_predictions_and_values_find_their_way_back(key):
     params = elsewhere(jax.jit(lambda k: initial(k, TARGET, 2))(key), np.array([0.0, 0.2]))
     samples = as_samples(params["potential"], TARGET.spec, params["noise"])

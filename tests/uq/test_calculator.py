@@ -126,6 +126,7 @@ def networks():
     return calculator(NETWORK, as_samples(params, NETWORK.spec), batch_size=2)
 
 
+@pytest.mark.slow
 def test_network_two_samples_at_a_time():
     calc, atoms = networks(), FRAMES["molecule"]
     forces = calc.get_property("forces_ensemble", atoms)
