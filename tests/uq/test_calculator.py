@@ -128,9 +128,8 @@ def networks():
 
 @pytest.mark.slow
 def test_network_two_samples_at_a_time():
-    calc, atoms = networks(), FRAMES["molecule"]
-    forces = calc.get_property("forces_ensemble", atoms)
-    plus, minus = energies_about(calc, atoms, move, 1e-4)
+    atoms, calc = FRAMES["molecule"], networks()
+    forces, (plus, minus) = calc.get_property("forces_ensemble", atoms), energies_about(calc, atoms, move, 1e-4)
     np.testing.assert_allclose(forces[:, 2, 1], (minus - plus) / 2e-4, atol=2e-6)
     assert np.abs(np.diff(forces[:, 2, 1])).min() > 1e-3  # the samples differ
 

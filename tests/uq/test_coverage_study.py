@@ -16,7 +16,7 @@ from bayespot.uq.coverage_study import coverage_study
 from tests.targets.springs import SPRING, SQUARE
 
 SETS, SAMPLES, STIFFNESS, ERROR, KT = 32, 6, 2.0, 0.4, 0.1
-START = system(np.zeros((24, 3)), [1] * 24, np.zeros((3, 3)))
+START = system(np.zeros((8, 3)), [1] * 8, np.zeros((3, 3)))
 THERMOSTAT = nvt_langevin(kT=KT, dt=0.1, gamma=1.0)
 
 
