@@ -9,6 +9,7 @@ The same arguments give the same function, so that nothing is compiled twice.
 
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,18 +19,28 @@ from bayespot.records.system import System
 from bayespot.records.trajectory import Frame
 from bayespot.typing import Array, Float
 
+_AROUND = np.array(list(product((-1, 0, 1), repeat=3)))
+
 Variable = Callable[[Frame], Array]
 """``Frame → scalar``, or the values of several molecules ``(n,)``; NaN where an atom does not exist."""
 
 
 @cache
 def distance(i: int, j: int) -> Variable:
-    """Distance between two atoms [Å], the nearest images.
+    """Distance between two atoms [Å], the nearest images (of a box that is not far more skewed than a hexagonal one).
 
     Raises:
         ValueError: for a negative index, or the same atom twice.
     """
-    return _variable(((i, j),), lambda vectors: length(vectors[0])[0])
+    rows = _checked(((i, j),), 2)
+
+    def variable(frame: Frame) -> Array:
+        one, other = _places(frame.system, rows)[0]
+        vector = minimum_image(other - one, frame.system.box)
+        # In a skewed cell the nearest image may be a neighbour of the one whose fractions are smallest.
+        return length(vector + jnp.asarray(_AROUND, vector.dtype) @ frame.system.box).min()
+
+    return variable
 
 
 @cache
@@ -39,7 +50,7 @@ def angle(i: int, j: int, k: int) -> Variable:
     Raises:
         ValueError: as ``distance``.
     """
-    return _variable(((i, j, k),), lambda vectors: angle_between(-vectors[0], vectors[1])[0])
+    return _variable(_checked(((i, j, k),), 3), lambda vectors: angle_between(-vectors[0], vectors[1])[0])
 
 
 @cache
@@ -69,14 +80,18 @@ def dihedrals(atoms: tuple[tuple[int, int, int, int], ...]) -> Variable:
         phi = dihedral_of(*vectors)
         return jnp.where(phi >= np.pi, -np.pi, phi)  # the ends are one angle, which belongs into the first bin
 
-    return _variable(atoms, turned)
+    return _variable(_checked(atoms, 4), turned)
 
 
-def _variable(atoms: tuple[tuple[int, ...], ...], function: Callable[[list[Array]], Array]) -> Variable:
+def _checked(atoms: tuple[tuple[int, ...], ...], number: int) -> np.ndarray:
+    rows = [tuple(row) for row in atoms]
+    if not rows or any(len(row) != number or len(set(row)) < number or min(row) < 0 for row in rows):
+        raise ValueError(f"Need {number} different atoms, counted from 0. Got {atoms}.")
+    return np.asarray(rows, int)
+
+
+def _variable(rows: np.ndarray, function: Callable[[list[Array]], Array]) -> Variable:
     """A function of the vectors from each atom of every row to the next."""
-    rows = np.asarray(atoms, int)
-    if rows.ndim != 2 or rows.min() < 0 or any(len(set(row)) < len(row) for row in rows.tolist()):
-        raise ValueError(f"Need different atoms, counted from 0. Got {atoms}.")
 
     def variable(frame: Frame) -> Array:
         position = _places(frame.system, rows)

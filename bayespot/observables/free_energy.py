@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize, special
 
-from bayespot.observables.observable import Observable, Weights, average
+from bayespot.observables.observable import Observable, Weights
 from bayespot.observables.populations import binned
 from bayespot.records.trajectory import Frame
 from bayespot.typing import Array, Float
@@ -155,15 +155,14 @@ def free_energy_profile(
             f"Got kT={kT}, low={low}, high={high}, bins={bins}."
         )
 
-    def frame(frame: Frame) -> Float[Array, "bins"]:
+    def frame(frame: Frame) -> Float[Array, ""]:
         s = jnp.asarray(variable(frame), frame.energy.dtype)
         if s.ndim:
             raise ValueError(f"The collective variable must be a scalar per frame. Got the shape {s.shape}.")
-        place = jnp.floor((s - low) * (bins / (high - low)))
-        return jnp.where(jnp.isnan(s), jnp.nan, (place == np.arange(bins)).astype(s.dtype))
+        return s
 
-    def combine(values: Float[Array, "T bins"], weights: Weights) -> Float[Array, "bins"]:
-        share = average(values, weights)
+    def combine(values: Float[Array, "T"], weights: Weights) -> Float[Array, "bins"]:
+        share = binned(values, weights, low, high, bins)
         return -kT * jnp.log(share * (bins / share.sum()))
 
     centres = low + (np.arange(bins) + 0.5) * ((high - low) / bins)
@@ -191,11 +190,13 @@ def free_energy_surface(
         ranges: ends of both variables [unit of the variable]; default the full circle [rad].
         bins: number of equal bins of both.
         ceiling: what is higher, also where no frame was, counts as this high [eV]. Without it an empty bin is inf,
-            which ``interval`` refuses.
+            which ``interval`` refuses. It may not be above what one frame in a bin stands for, kT ln(frames/bins), in
+            the shortest part of a run that is averaged (a block): an interval would call it known.
 
     Raises:
         ValueError: for kT or a range that is not positive, or no bins; in ``observe`` for variables that are no
-            scalars. A variable that is NaN, or no frame in the ranges, gives NaN, which ``interval`` refuses.
+            scalars, or too high a ceiling. A variable that is NaN, or no frame in the ranges, gives NaN, which
+            ``interval`` refuses.
     """
     (low, high), (low2, high2) = ranges
     if kT <= 0 or high <= low or high2 <= low2 or min(bins) < 1:
@@ -217,6 +218,12 @@ def free_energy_surface(
         return jnp.where(jnp.isnan(s + t), jnp.nan, jnp.where(inside, row * bins[1] + column, -1.0))
 
     def combine(places: Float[Array, "T"], weights: Weights) -> Float[Array, "bins"]:
+        seen = kT * np.log(len(places) / number)
+        if np.isfinite(ceiling) and ceiling > seen:
+            raise ValueError(
+                f"{len(places)} frames in {number} bins see free energies up to {seen:.3g} eV. "
+                f"Got the ceiling {ceiling}. Lower it, take fewer bins or blocks, or more frames."
+            )
         share = binned(places, weights, -0.5, number - 0.5, number)
         return jnp.minimum(-kT * jnp.log(share * (number / share.sum())), ceiling)
 

@@ -1,6 +1,6 @@
 """How often: the distribution of a collective variable, and the population of a region of configurations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -64,25 +64,30 @@ def distribution(
     return Observable(frame, combine, "distribution", "", centres, axis)
 
 
-def population(condition: Callable[[Frame], Array], name: str = "population") -> Observable:
+def population(
+    variables: Sequence[Callable[[Frame], Array]], condition: Callable[..., Array], name: str = "population"
+) -> Observable:
     """Share of the configurations that are in a region, e.g. in a basin of a free-energy surface.
 
     Args:
-        condition: ``Frame →`` true or false, traceable and blind to padding, e.g. ``lambda frame: phi(frame) < 0`` with
-            ``phi = dihedral(1, 3, 4, 6)``. Define it once: a new function is compiled anew.
+        variables: functions ``Frame → scalar``, traceable and blind to padding, e.g. ``dihedral(1, 3, 4, 6)``.
+        condition: from their values to true or false, e.g. ``lambda phi, psi: (phi < 0) & (psi < 1)``. Define
+            it once: a new function is compiled anew.
         name: for tables.
 
     Raises:
-        ValueError: in ``observe`` for a condition that is no scalar. A frame with positions that are not finite gives
-            NaN, which ``interval`` refuses.
+        ValueError: in ``observe`` for variables or a condition that are no scalars. A variable that is NaN gives NaN,
+            which ``interval`` refuses; its comparisons would be false.
     """
 
     def frame(frame: Frame) -> Float[Array, ""]:
-        inside = jnp.asarray(condition(frame), frame.energy.dtype)
-        if inside.ndim:
-            raise ValueError(f"The condition must be one truth value per frame. Got the shape {inside.shape}.")
-        system = frame.system
-        known = jnp.isfinite(jnp.where((system.species > 0)[:, None], system.position, 0.0)).all()
-        return jnp.where(known, inside, jnp.nan)
+        values = [jnp.asarray(variable(frame), frame.energy.dtype) for variable in variables]
+        inside = jnp.asarray(condition(*values), frame.energy.dtype)
+        if inside.ndim or any(v.ndim for v in values):
+            raise ValueError(
+                "Variables and condition must be one value per frame. "
+                f"Got the shapes {[v.shape for v in values]} and {inside.shape}."
+            )
+        return jnp.where(jnp.isnan(jnp.stack(values)).any(), jnp.nan, inside)
 
     return Observable(frame, average, name, "")

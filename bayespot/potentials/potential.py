@@ -148,11 +148,20 @@ def check_compatible(potential: Potential, data: Dataset) -> None:
             f"The neighbours of the data must reach the potential's cutoff, {potential.cutoff} Å. "
             f"Got {data.cutoff} Å. Read them with cutoff={potential.cutoff}."
         )
+    require_whole_molecules(potential, data.atom_counts, f"frame {{}} of {data.source}")
+
+
+def require_whole_molecules(potential: Potential, counts: np.ndarray, place: str) -> None:
+    """Refuse numbers of atoms that bonded terms cannot treat (host).
+
+    Raises:
+        ValueError: naming ``place``, a text into which the number of the frame goes.
+    """
     for atoms in _molecules(potential.spec):
-        if (broken := np.flatnonzero(data.atom_counts % atoms)).size:
+        if (broken := np.flatnonzero(counts % atoms)).size:
             raise ValueError(
-                f"Frames must consist of whole molecules of {atoms} atoms. Got {data.atom_counts[broken[0]]} atoms in "
-                f"frame {broken[0]} of {data.source}. Leave such frames out."
+                f"Bonded terms need whole molecules of {atoms} atoms. Got {counts[broken[0]]} atoms in "
+                f"{place.format(broken[0])}. Leave such frames out."
             )
 
 

@@ -14,7 +14,7 @@ from bayespot.checkpoint import checkpoint as open_checkpoint
 from bayespot.checkpoint import fingerprint
 from bayespot.errors import Status
 from bayespot.potentials.neighbor_list import larger, neighbor_list
-from bayespot.potentials.potential import Potential
+from bayespot.potentials.potential import Potential, require_whole_molecules
 from bayespot.records.system import System, heights, without_padding
 from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.simulation.chunk import Run, chunk, starter
@@ -151,6 +151,7 @@ def _checked(start: System, potential: Potential, ensemble: Ensemble) -> System:
         raise ValueError("start must contain at least one atom. Got none.")
     if potential.species and (unknown := sorted(set(np.asarray(start.species).tolist()) - set(potential.species))):
         raise ValueError(f"The potential knows the species {potential.species}. Got also {unknown} in start.")
+    require_whole_molecules(potential, np.array([len(start.species)]), "start")
     if ensemble.box is not None and not np.linalg.det(np.asarray(start.box, np.float64)) > 0:
         raise ValueError(
             "A box that moves must be periodic in all three directions and right-handed. "

@@ -27,7 +27,7 @@ from bayespot.errors import Status
 from bayespot.inference.priors import Prior
 from bayespot.inference.target import SIMULATION_STATUS, Batch
 from bayespot.potentials.neighbor_list import neighbor_list
-from bayespot.potentials.potential import Potential
+from bayespot.potentials.potential import Potential, require_whole_molecules
 from bayespot.records.system import System
 from bayespot.records.trajectory import Frame
 from bayespot.simulation.chunk import Run, batch_chunk, starter
@@ -102,6 +102,7 @@ class References(NamedTuple):
 
 def frames_of(potential: Potential, run: ReferenceRun) -> Frames:
     """The functions of single frames of a reference run."""
+    require_whole_molecules(potential, np.array([len(run.start.species)]), "the start of the reference run")
     fewest = neighbor_list(run.start, potential.cutoff, run.skin).capacity
     capacity = (int(run.capacity * fewest[0]) + 2, int(run.capacity * fewest[1]))
     lists = neighbor_list(run.start, potential.cutoff, 0.0, capacity)

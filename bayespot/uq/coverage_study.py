@@ -115,6 +115,13 @@ def coverage_study(
     return CoverageStudy(list(curves.values()), inside, parametric, resolved, failed)
 
 
+def _least_error(share: np.ndarray) -> np.ndarray:
+    """Standard error of the share of data sets that are covered, which is not zero where all of ``D`` are."""
+    number = len(share)
+    rate = (share.sum(0) + 1) / (number + 2)
+    return np.where((share == share[0]).all(0), np.sqrt(rate * (1 - rate) / number), 0.0)
+
+
 def _by_set(observed: Observed, posteriors: Sequence[PosteriorSamples]) -> list[Observed]:
     """The values of each posterior's samples."""
     ends = np.cumsum([0, *(len(p) for p in posteriors)])
@@ -130,7 +137,10 @@ def _counted(
         raise ValueError(f"The true {name} must have the shape {shape}. Got {true.shape}.")
     if not (counts := np.isfinite(true)).any():
         raise ValueError(f"At least one point of the true {name} must be finite. Got none.")
-    intervals = [[interval(o, level, failed="drop") for level in levels] for o in observed]
+    kinds = [interval(o, max(levels), failed="drop").kind for o in observed]  # one kind along a curve
+    intervals = [
+        [interval(o, level, kind, failed="drop") for level in levels] for o, kind in zip(observed, kinds, strict=True)
+    ]
     inside = np.array([[np.asarray(i.covers(true))[counts] for i in row] for row in intervals])
     one = [row[0] for row in intervals]
     mean, model, sampling = (
@@ -142,7 +152,7 @@ def _counted(
     curve = Reliability(
         level=np.asarray(levels),
         observed=share.mean(0),
-        error=share.std(0, ddof=1) / np.sqrt(len(share)),
+        error=np.maximum(share.std(0, ddof=1) / np.sqrt(len(share)), _least_error(share)),
         zms=np.asarray(z2.mean()),
         quantity=name,
         count=inside[:, 0].size,

@@ -52,7 +52,7 @@ OBSERVABLES = {
     "free energy": free_energy_profile(lambda frame: frame.energy, 0.5, -3.0, 3.0, 2),
     "free energy surface": free_energy_surface(SURFACE, 0.5, ((0.0, 7.0), (-np.pi, np.pi)), (2, 2), 3.0),
     "distribution": distribution(dihedrals(((0, 1, 2, 3), (8, 9, 10, 11))), -np.pi, np.pi, 4),
-    "population": population(lambda frame: angle(3, 6, 9)(frame) < 1.3),
+    "population": population((angle(3, 6, 9),), lambda theta: theta < 1.3),
     "vdos": vibrational_density_of_states(3 * EVERY, EVERY),
 }
 DYNAMICS = {"msd", "msd species", "diffusion", "vacf", "vacf species", "vdos"}  # these refuse weights

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from scipy import integrate, special
 
 from bayespot.observables.collective_variables import angle, dihedral, dihedrals, distance
@@ -86,6 +87,19 @@ def test_atoms_are_counted_without_padding_and_missing_ones_are_nan():
         dihedral(-1, 0, 1, 2)
 
 
+def test_distances_in_a_skewed_cell_are_those_of_the_nearest_images():
+    atoms = bulk("Mg", "hcp", a=3.2, c=5.2) * (3, 3, 2)
+    frame, far = frame_of(atoms.positions, box=np.array(atoms.cell)), atoms.get_all_distances(mic=True)
+    got = np.array([distance(0, j)(frame) for j in range(1, len(atoms))])
+    np.testing.assert_allclose(got, far[0, 1:], rtol=1e-6)
+
+
+def test_no_atom_is_not_outside_of_a_region():
+    """A comparison with NaN would be false, and its opposite true."""
+    missing = population((dihedral(0, 1, 2, 30),), lambda phi: phi < 0)
+    assert np.isnan(missing.frame(frame_of(np.random.default_rng(0).normal(size=(4, 3)))))
+
+
 def test_the_same_atoms_give_the_same_function():
     assert dihedral(0, 1, 2, 3) is dihedral(0, 1, 2, 3)
 
@@ -160,13 +174,17 @@ def test_empty_bins_of_a_surface_have_the_ceiling():
     alone = jax.tree.map(lambda x: x[:3] if x.ndim and len(x) == 4 else x, run)
     got = observe(free_energy_surface((PHI, PHI), **options), alone, blocks=1).value[0, 0]
     np.testing.assert_allclose(np.sort(got), [-np.log(2), np.inf])
-    got = observe(free_energy_surface((PHI, PHI), **options, ceiling=3.0), alone, blocks=1).value[0, 0]
-    np.testing.assert_allclose(np.sort(got), [-np.log(2), 3.0])
+    got = observe(free_energy_surface((PHI, PHI), **options, ceiling=0.4), alone, blocks=1).value[0, 0]
+    np.testing.assert_allclose(np.sort(got), [-np.log(2), 0.4])
+    with pytest.raises(
+        ValueError, match=r"3 frames in 2 bins see free energies up to 0\.405 eV\. Got the ceiling 0\.5"
+    ):
+        observe(free_energy_surface((PHI, PHI), **options, ceiling=0.5), alone, blocks=1)
 
 
 def test_population_is_the_integral_over_the_region(von_mises):
     run, weights = von_mises
-    got = combined(population(lambda frame: jnp.abs(PHI(frame)) < 0.5 * np.pi), run, weights)
+    got = combined(population((PHI,), lambda phi: jnp.abs(phi) < 0.5 * np.pi), run, weights)
     exact = integrate.quad(lambda x: np.exp(KAPPA[0] * np.cos(x)), -np.pi / 2, np.pi / 2)[0]
     assert got == pytest.approx(exact / (2 * np.pi * special.i0(KAPPA[0])), rel=1e-4)
 
@@ -174,7 +192,7 @@ def test_population_is_the_integral_over_the_region(von_mises):
 def test_what_is_not_known_is_not_counted_as_outside():
     run = peptide(np.array([0.5, 0.6]), np.array([0.5, np.nan]))
     for observable in (
-        population(lambda frame: PHI(frame) > 0),
+        population((PSI,), lambda psi: psi > 0),
         distribution(PSI, -np.pi, np.pi, 4),
         free_energy_surface((PHI, PSI), 1.0, bins=(2, 2)),
     ):
@@ -187,8 +205,8 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="low < high in both"):
         free_energy_surface((PHI, PSI), KT, ((0.0, 1.0), (1.0, 0.0)))
     run = peptide(np.zeros(4), np.zeros(4))
-    with pytest.raises(ValueError, match=r"one truth value per frame. Got the shape \(5, 3\)"):
-        observe(population(lambda frame: frame.system.position > 0), run)
+    with pytest.raises(ValueError, match=r"one value per frame. Got the shapes \[\(5, 3\)\]"):
+        observe(population((lambda frame: frame.system.position,), lambda x: x > 0), run)
     several = dihedrals(((0, 1, 2, 3),))
     with pytest.raises(ValueError, match=r"shapes \(1,\) and \(\)"):
         observe(free_energy_surface((several, PHI), KT), run)
@@ -201,5 +219,5 @@ def test_backbone_angles_of_alanine_dipeptide(data_folder):
     for row, expected in (((1, 3, 4, 6), phi), ((3, 4, 6, 8), psi)):
         got = np.asarray(jax.jit(jax.vmap(dihedral(*row)))(run.frames))
         np.testing.assert_allclose(np.exp(1j * got), np.exp(1j * expected), atol=2e-5)
-    positive = population(lambda frame: dihedral(1, 3, 4, 6)(frame) > 0)
+    positive = population((dihedral(1, 3, 4, 6),), lambda phi: phi > 0)
     assert float(observe(positive, run, blocks=1).value[0, 0]) == pytest.approx((phi > 0).mean(), abs=1e-6)

@@ -109,6 +109,20 @@ def test_overflow_is_flagged_and_larger_is_enough(case):
         assert found(sys, listed) == found(sys, exact)
 
 
+def test_a_list_of_nearly_all_candidates_holds_them_all_and_cannot_overflow():
+    rng = np.random.default_rng(5)
+    sys = system(rng.uniform(size=(40, 3)) * 9.0, [6] * 40, 9.0 * np.eye(3))
+    exact = neighbors(sys, 6.0)
+    images = neighbor_list(sys, 6.0, 0.0).update(sys)[0]
+    asked = int(np.ceil(neighbor_list(sys, 6.0, 0.0, (10**6, 0)).capacity[0] / 1.1))
+    assert found(sys, images) == found(sys, exact)
+    complete = neighbor_list(sys, 6.0, 0.0, (asked, 0))
+    assert complete.capacity[0] > asked
+    listed, needed = jax.jit(complete.update)(sys)
+    assert found(sys, listed) == found(sys, exact)
+    assert needed[0] <= asked
+
+
 def test_padding_and_lost_atoms_are_nobodys_neighbours():
     sys, cutoff = CASES["cubic"]
     padded = replace(
