@@ -1,10 +1,11 @@
 r"""Bonded terms from a simulation, by Boltzmann inversion of the distribution of every bond, angle and dihedral alone.
 
-.. math:: r_0 = \langle r \rangle, \quad k = \frac{kT}{\langle r^2 \rangle - \langle r \rangle^2}, \qquad
+.. math:: r_0 = \langle r \rangle_w, \quad k = \frac{kT}{\langle r^2 \rangle_w - \langle r \rangle_w^2}, \qquad
           \sum_n k_n [1 + \cos(n\varphi - \varphi_n)] \approx -kT \ln p(\varphi) + \text{const}
 
-The inversion takes terms for independent of each other and of everything else, and a Gaussian for what it is in bond
-length, without the factor r² of its volume: a prior for a network to correct, or a start for learning.
+Boltzmann's distribution of a bond is r² exp(−U/kT), that of an angle sin θ exp(−U/kT): the averages have the weights
+w = 1/r² and 1/sin θ, which leave the Gaussian exp(−U/kT). The inversion takes terms for independent of each other and
+of everything else: a prior for a network to correct, or a start for learning.
 """
 
 import jax.numpy as jnp
@@ -16,12 +17,16 @@ from bayespot.records.dataset import Dataset
 
 _RIGID = 1e-5
 _WIDEST = 10.0
+_THINNEST = 0.02
+"""The smallest volume that counts, r² or sin θ, as a part of the largest: no datum gets all of the weight."""
 
 
 def bonded_from_data(data, terms: Topology, kT: float, orders: int = 3, bins: int = 72) -> Potential:
     r"""``bonded`` with the initial parameters that the fluctuations in data suggest.
 
-    Bonds and angles get the harmonic term whose Boltzmann distribution has the mean and the variance of the data.
+    Bonds and angles get the harmonic term whose Gaussian exp(−U/kT) has the mean and the variance of the data, which
+    are weighted with 1/r² and 1/sin θ. That is right where the Gaussian ends before 0 and π. Near-straight angles are
+    only approximate: they come out too stiff, with θ0 short of π; give them values by hand.
     Dihedrals get the cosine series that fits :math:`-kT \ln p` in the bins that the data visit, by least squares with
     the counts as weights. Of coefficients that these bins leave open it takes small ones: each counts as known to be
     0 ± 10 kT.
@@ -76,7 +81,7 @@ def _copies(data, atoms: int):
 
 
 def _harmonic(kind: str, rows: tuple, x: np.ndarray, kT: float) -> dict:
-    mean, variance = x.mean(0), x.var(0, ddof=1)
+    mean, variance = _moments(x, x**2 if kind == "bond" else np.sin(x))
     rigid = np.flatnonzero(~(variance > (_RIGID * mean) ** 2))
     if rigid.size:
         raise ValueError(
@@ -84,6 +89,14 @@ def _harmonic(kind: str, rows: tuple, x: np.ndarray, kT: float) -> dict:
             "Constraints have no finite stiffness: leave it out and give it one by hand."
         )
     return {"k": kT / variance, ("r0" if kind == "bond" else "theta0"): mean}
+
+
+def _moments(x: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and variances of the columns of ``x``, weighted with one over their volume."""
+    weight = 1 / np.maximum(volume, _THINNEST * volume.max(0) + np.finfo(float).eps)
+    weight = weight / weight.sum(0)
+    mean = (weight * x).sum(0)
+    return mean, (weight * (x - mean) ** 2).sum(0) / (1 - (weight**2).sum(0))
 
 
 def _cosines(phi: np.ndarray, orders: int, bins: int) -> np.ndarray:
