@@ -1,7 +1,7 @@
 r"""Bonded terms from a simulation, by Boltzmann inversion of the distribution of every bond, angle and dihedral alone.
 
 .. math:: r_0 = \langle r \rangle_w, \quad k = \frac{kT}{\langle r^2 \rangle_w - \langle r \rangle_w^2}, \qquad
-          \sum_n k_n [1 + \cos(n\varphi - \varphi_n)] \approx -kT \ln p(\varphi) + \text{const}
+          \sum_n [c_n \cos n\varphi + s_n \sin n\varphi] \approx -kT \ln p(\varphi) + \text{const}
 
 Boltzmann's distribution of a bond is r² exp(−U/kT), that of an angle sin θ exp(−U/kT): the averages have the weights
 w = 1/r² and 1/sin θ, which leave the Gaussian exp(−U/kT). The inversion takes terms for independent of each other and
@@ -27,7 +27,7 @@ def bonded_from_data(data, terms: Topology, kT: float, orders: int = 3, bins: in
     Bonds and angles get the harmonic term whose Gaussian exp(−U/kT) has the mean and the variance of the data, which
     are weighted with 1/r² and 1/sin θ. That is right where the Gaussian ends before 0 and π. Near-straight angles are
     only approximate: they come out too stiff, with θ0 short of π; give them values by hand.
-    Dihedrals get the cosine series that fits :math:`-kT \ln p` in the bins that the data visit, by least squares with
+    Dihedrals get the Fourier series that fits :math:`-kT \ln p` in the bins that the data visit, by least squares with
     the counts as weights. Of coefficients that these bins leave open it takes small ones: each counts as known to be
     0 ± 10 kT.
 
@@ -35,7 +35,7 @@ def bonded_from_data(data, terms: Topology, kT: float, orders: int = 3, bins: in
         data: a ``Dataset`` of whole molecules at equilibrium, or positions ``(M, N, 3)`` [Å] in open space.
         terms: of the molecule, e.g. from ``topology``.
         kT: temperature of the data [eV].
-        orders: number of cosines for each dihedral.
+        orders: of the series of each dihedral, from 1.
         bins: of the circle, for dihedrals.
 
     Raises:
@@ -53,8 +53,8 @@ def bonded_from_data(data, terms: Topology, kT: float, orders: int = 3, bins: in
     for kind, rows in kinds(terms).items():
         x = np.asarray(COORDINATES[kind](position, box, np.asarray(rows, int)), np.float64)
         if kind == "dihedral":
-            k, phase = np.stack([_cosines(column, orders, bins) for column in x.T], 1)
-            initial[kind] = {"k": kT * k, "phase": phase}
+            cosine, sine = kT * np.stack([_series(column, orders, bins) for column in x.T], 1)
+            initial[kind] = {"cosine": cosine, "sine": sine}
         else:
             initial[kind] = _harmonic(kind, rows, x, kT)
     return bonded(*terms, initial=initial)
@@ -99,8 +99,8 @@ def _moments(x: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return mean, (weight * (x - mean) ** 2).sum(0) / (1 - (weight**2).sum(0))
 
 
-def _cosines(phi: np.ndarray, orders: int, bins: int) -> np.ndarray:
-    """Coefficients [kT] and phases ``(2, orders)`` of the series that fits −ln p in the visited bins."""
+def _series(phi: np.ndarray, orders: int, bins: int) -> np.ndarray:
+    """Coefficients [kT] of cosines and sines, ``(2, orders)``, of the series that fits −ln p in the visited bins."""
     count, edges = np.histogram(phi, bins, (-np.pi, np.pi))
     seen = count > 0
     angle = np.arange(1, orders + 1) * (0.5 * (edges[1:] + edges[:-1]))[seen, None]
@@ -109,5 +109,4 @@ def _cosines(phi: np.ndarray, orders: int, bins: int) -> np.ndarray:
     bound = np.eye(2 * orders + 1)[1:] / _WIDEST
     rows = np.vstack([weight[:, None] * design, bound])
     wanted = np.concatenate([-weight * np.log(count[seen] / len(phi)), np.zeros(2 * orders)])
-    _, cosine, sine = np.split(np.linalg.lstsq(rows, wanted)[0], [1, orders + 1])
-    return np.stack([np.hypot(cosine, sine), np.arctan2(sine, cosine)])
+    return np.linalg.lstsq(rows, wanted)[0][1:].reshape(2, orders)
