@@ -32,7 +32,8 @@ def bonded_from_data(data, terms: Topology, kT: float, orders: int = 3, bins: in
     0 ± 10 kT.
 
     Args:
-        data: a ``Dataset`` of whole molecules at equilibrium, or positions ``(M, N, 3)`` [Å] in open space.
+        data: a ``Dataset`` of all atoms of the molecules at equilibrium, or positions ``(M, N, 3)`` [Å] in open space.
+            In a box atoms may be wrapped one by one; bonds must be shorter than half of it, as for ``bonded``.
         terms: of the molecule, e.g. from ``topology``.
         kT: temperature of the data [eV].
         orders: of the series of each dihedral, from 1.

@@ -76,8 +76,10 @@ def bonded(
     r"""Bonded terms within molecules, for systems of consecutive copies of one molecule, or of a single one.
 
     The places of atoms decide who is bonded: the first ``atoms`` of a system are its first molecule, and so on. A
-    molecule may cross the faces of a periodic box: each bond vector is the minimum image, so that bonds must be shorter
-    than half the box is thick. Each term is shared equally by its atoms. The cutoff is a formality, the lists of
+    molecule may cross the faces of a periodic box, whole or with each atom wrapped: each bond vector is the minimum
+    image, so that bonds must be shorter than half the box is thick. Longer ones are not refused, since nothing tells
+    them from a molecule across a face: they count as their shorter image, one of 3.5 Å along a box of 5 Å as 1.5 Å. In
+    open space any length is right. Each term is shared equally by its atoms. The cutoff is a formality, the lists of
     neighbours are not used.
 
     ============================  =====================================================

@@ -289,9 +289,22 @@ def test_a_dihedral_that_hardly_moves_stays_near_its_place():
 
 def test_periodic_data_and_arrays_give_the_same():
     position = np.stack([chains(3, seed) for seed in range(6)])
-    data = dataset([carbon(x + 5 * BOX[0], 3 * BOX) for x in position], 2.0)
-    one, other = (bonded_from_data(x, CHAIN, KT, orders=2, bins=12).spec["initial"] for x in (position, data))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), one, other)
+    box = 3 * BOX
+    wrapped = [x - np.floor(x @ np.linalg.inv(box)) @ box for x in position]  # atom by atom: molecules are broken
+    assert np.abs(np.diff(wrapped, axis=1)).max() > 20
+    one = bonded_from_data(position, CHAIN, KT, orders=2, bins=12).spec["initial"]
+    for frames in ([x + 5 * BOX[0] for x in position], wrapped):
+        data = dataset([carbon(x, box) for x in frames], 2.0)
+        other = bonded_from_data(data, CHAIN, KT, orders=2, bins=12).spec["initial"]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), one, other)
+
+
+def test_a_bond_longer_than_half_the_box_is_its_shorter_image():
+    """The documented limit: 3.5 Å along a box of 5 Å are 1.5 Å, in whole molecules as in broken ones."""
+    r = 3.5 + np.random.default_rng(6).normal(0, 0.05, 50)
+    systems = [carbon([[0, 0, 0], [x, 0, 0]], np.eye(3) * 5.0) for x in r]
+    found = bonded_from_data(dataset(systems, 2.0), topology([(0, 1)]), KT).spec["initial"]["bond"]
+    np.testing.assert_allclose(found["r0"], 1.5, atol=0.05)
 
 
 def test_what_cannot_be_inverted_is_refused():
