@@ -1,10 +1,11 @@
 r"""Bonded terms from a simulation, by Boltzmann inversion of the distribution of every bond, angle and dihedral alone.
 
-.. math:: r_0 = \langle r \rangle, \quad k = \frac{kT}{\langle r^2 \rangle - \langle r \rangle^2}, \qquad
-          \sum_n k_n [1 + \cos(n\varphi - \varphi_n)] \approx -kT \ln p(\varphi) + \text{const}
+.. math:: r_0 = \langle r \rangle_w, \quad k = \frac{kT}{\langle r^2 \rangle_w - \langle r \rangle_w^2}, \qquad
+          \sum_n [c_n \cos n\varphi + s_n \sin n\varphi] \approx -kT \ln p(\varphi) + \text{const}
 
-The inversion takes terms for independent of each other and of everything else, and a Gaussian for what it is in bond
-length, without the factor r² of its volume: a prior for a network to correct, or a start for learning.
+Boltzmann's distribution of a bond is r² exp(−U/kT), that of an angle sin θ exp(−U/kT): the averages have the weights
+w = 1/r² and 1/sin θ, which leave the Gaussian exp(−U/kT). The inversion takes terms for independent of each other and
+of everything else: a prior for a network to correct, or a start for learning.
 """
 
 import jax.numpy as jnp
@@ -16,21 +17,26 @@ from bayespot.records.dataset import Dataset
 
 _RIGID = 1e-5
 _WIDEST = 10.0
+_THINNEST = 0.02
+"""The smallest volume that counts, r² or sin θ, as a part of the largest: no datum gets all of the weight."""
 
 
 def bonded_from_data(data, terms: Topology, kT: float, orders: int = 3, bins: int = 72) -> Potential:
     r"""``bonded`` with the initial parameters that the fluctuations in data suggest.
 
-    Bonds and angles get the harmonic term whose Boltzmann distribution has the mean and the variance of the data.
-    Dihedrals get the cosine series that fits :math:`-kT \ln p` in the bins that the data visit, by least squares with
+    Bonds and angles get the harmonic term whose Gaussian exp(−U/kT) has the mean and the variance of the data, which
+    are weighted with 1/r² and 1/sin θ. That is right where the Gaussian ends before 0 and π. Near-straight angles are
+    only approximate: they come out too stiff, with θ0 short of π; give them values by hand.
+    Dihedrals get the Fourier series that fits :math:`-kT \ln p` in the bins that the data visit, by least squares with
     the counts as weights. Of coefficients that these bins leave open it takes small ones: each counts as known to be
     0 ± 10 kT.
 
     Args:
-        data: a ``Dataset`` of whole molecules at equilibrium, or positions ``(M, N, 3)`` [Å] in open space.
+        data: a ``Dataset`` of all atoms of the molecules at equilibrium, or positions ``(M, N, 3)`` [Å] in open space.
+            In a box atoms may be wrapped one by one; bonds must be shorter than half of it, as for ``bonded``.
         terms: of the molecule, e.g. from ``topology``.
         kT: temperature of the data [eV].
-        orders: number of cosines for each dihedral.
+        orders: of the series of each dihedral, from 1.
         bins: of the circle, for dihedrals.
 
     Raises:
@@ -48,8 +54,8 @@ def bonded_from_data(data, terms: Topology, kT: float, orders: int = 3, bins: in
     for kind, rows in kinds(terms).items():
         x = np.asarray(COORDINATES[kind](position, box, np.asarray(rows, int)), np.float64)
         if kind == "dihedral":
-            k, phase = np.stack([_cosines(column, orders, bins) for column in x.T], 1)
-            initial[kind] = {"k": kT * k, "phase": phase}
+            cosine, sine = kT * np.stack([_series(column, orders, bins) for column in x.T], 1)
+            initial[kind] = {"cosine": cosine, "sine": sine}
         else:
             initial[kind] = _harmonic(kind, rows, x, kT)
     return bonded(*terms, initial=initial)
@@ -76,7 +82,7 @@ def _copies(data, atoms: int):
 
 
 def _harmonic(kind: str, rows: tuple, x: np.ndarray, kT: float) -> dict:
-    mean, variance = x.mean(0), x.var(0, ddof=1)
+    mean, variance = _moments(x, x**2 if kind == "bond" else np.sin(x))
     rigid = np.flatnonzero(~(variance > (_RIGID * mean) ** 2))
     if rigid.size:
         raise ValueError(
@@ -86,8 +92,16 @@ def _harmonic(kind: str, rows: tuple, x: np.ndarray, kT: float) -> dict:
     return {"k": kT / variance, ("r0" if kind == "bond" else "theta0"): mean}
 
 
-def _cosines(phi: np.ndarray, orders: int, bins: int) -> np.ndarray:
-    """Coefficients [kT] and phases ``(2, orders)`` of the series that fits −ln p in the visited bins."""
+def _moments(x: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and variances of the columns of ``x``, weighted with one over their volume."""
+    weight = 1 / np.maximum(volume, _THINNEST * volume.max(0) + np.finfo(float).eps)
+    weight = weight / weight.sum(0)
+    mean = (weight * x).sum(0)
+    return mean, (weight * (x - mean) ** 2).sum(0) / (1 - (weight**2).sum(0))
+
+
+def _series(phi: np.ndarray, orders: int, bins: int) -> np.ndarray:
+    """Coefficients [kT] of cosines and sines, ``(2, orders)``, of the series that fits −ln p in the visited bins."""
     count, edges = np.histogram(phi, bins, (-np.pi, np.pi))
     seen = count > 0
     angle = np.arange(1, orders + 1) * (0.5 * (edges[1:] + edges[:-1]))[seen, None]
@@ -96,5 +110,4 @@ def _cosines(phi: np.ndarray, orders: int, bins: int) -> np.ndarray:
     bound = np.eye(2 * orders + 1)[1:] / _WIDEST
     rows = np.vstack([weight[:, None] * design, bound])
     wanted = np.concatenate([-weight * np.log(count[seen] / len(phi)), np.zeros(2 * orders)])
-    _, cosine, sine = np.split(np.linalg.lstsq(rows, wanted)[0], [1, orders + 1])
-    return np.stack([np.hypot(cosine, sine), np.arctan2(sine, cosine)])
+    return np.linalg.lstsq(rows, wanted)[0][1:].reshape(2, orders)

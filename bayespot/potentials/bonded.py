@@ -1,7 +1,7 @@
-r"""Bonded terms of molecules: harmonic bonds and angles, and cosine series of dihedrals.
+r"""Bonded terms of molecules: harmonic bonds and angles, and Fourier series of dihedrals.
 
 .. math:: U = \sum_\text{bonds} \tfrac12 k (r - r_0)^2 + \sum_\text{angles} \tfrac12 k (\theta - \theta_0)^2
-              + \sum_\text{dihedrals} \sum_{n=1}^{n_\text{max}} k_n [1 + \cos(n\varphi - \varphi_n)]
+              + \sum_\text{dihedrals} \sum_{n=1}^{n_\text{max}} [c_n \cos n\varphi + s_n \sin n\varphi]
 
 They hold molecules together where a network has seen no data: the prior of a coarse-grained model.
 """
@@ -21,7 +21,7 @@ from bayespot.typing import Array, Float, Key, Params
 CUTOFF = 1.0
 """What the potential asks of the lists of neighbours [Å], which it does not use; they cannot be of nothing."""
 
-NAMES = {"bond": ("k", "r0"), "angle": ("k", "theta0"), "dihedral": ("k", "phase")}
+NAMES = {"bond": ("k", "r0"), "angle": ("k", "theta0"), "dihedral": ("cosine", "sine")}
 
 
 class Topology(NamedTuple):
@@ -76,8 +76,10 @@ def bonded(
     r"""Bonded terms within molecules, for systems of consecutive copies of one molecule, or of a single one.
 
     The places of atoms decide who is bonded: the first ``atoms`` of a system are its first molecule, and so on. A
-    molecule may cross the faces of a periodic box: each bond vector is the minimum image, so that bonds must be shorter
-    than half the box is thick. Each term is shared equally by its atoms. The cutoff is a formality, the lists of
+    molecule may cross the faces of a periodic box, whole or with each atom wrapped: each bond vector is the minimum
+    image, so that bonds must be shorter than half the box is thick. Longer ones are not refused, since nothing tells
+    them from a molecule across a face: they count as their shorter image, one of 3.5 Å along a box of 5 Å as 1.5 Å. In
+    open space any length is right. Each term is shared equally by its atoms. The cutoff is a formality, the lists of
     neighbours are not used.
 
     ============================  =====================================================
@@ -85,8 +87,12 @@ def bonded(
     ============================  =====================================================
     :math:`k, r_0`                ``bond: {k (b,) [eV/Å²], r0 (b,) [Å]}``
     :math:`k, \theta_0`           ``angle: {k (a,) [eV/rad²], theta0 (a,) [rad]}``
-    :math:`k_n, \varphi_n`        ``dihedral: {k (d, n) [eV], phase (d, n) [rad]}``
+    :math:`c_n, s_n`              ``dihedral: {cosine (d, n) [eV], sine (d, n) [eV]}``
     ============================  =====================================================
+
+    The series averages to 0 over the circle. Its coefficients are linear, and every curve has one set of them. A term
+    :math:`k_n [1 + \cos(n\varphi - \varphi_n)]` of a force field is :math:`c_n = k_n \cos\varphi_n` and
+    :math:`s_n = k_n \sin\varphi_n`, up to the constant :math:`k_n`.
 
     Args:
         atoms: number in a molecule.
@@ -198,9 +204,9 @@ def _dihedral(position: Array, box: Array, rows: np.ndarray) -> Float[Array, "m 
 
 
 def _series(params: Params, phi: Float[Array, "m d"]) -> Float[Array, "m d"]:
-    k, phase = (params[name].astype(phi.dtype) for name in NAMES["dihedral"])
-    order = jnp.arange(1, k.shape[-1] + 1, dtype=phi.dtype)
-    return (k * (1 + jnp.cos(order * phi[..., None] - phase))).sum(-1)
+    cosine, sine = (params[name].astype(phi.dtype) for name in NAMES["dihedral"])
+    angle = jnp.arange(1, cosine.shape[-1] + 1, dtype=phi.dtype) * phi[..., None]
+    return (cosine * jnp.cos(angle) + sine * jnp.sin(angle)).sum(-1)
 
 
 def _harmonic(kind: str):

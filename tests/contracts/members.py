@@ -33,7 +33,7 @@ def four_bonded_atoms() -> Potential:
     initial = {
         "bond": {"k": [0.3, 0.2, 0.4], "r0": [2.0, 2.2, 2.5]},
         "angle": {"k": [0.5, 0.3], "theta0": [1.9, 1.4]},
-        "dihedral": {"k": [[0.2, 0.1, 0.3]], "phase": [[0.3, -0.8, 2.0]]},
+        "dihedral": {"cosine": [[0.2, 0.1, -0.1]], "sine": [[0.1, -0.1, 0.3]]},
     }
     chain = bonded(*topology([(0, 1), (1, 2), (2, 3)]), initial=initial)
     return add(chain, lennard_jones(2.2, 0.01, 4.5))
