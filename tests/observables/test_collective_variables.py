@@ -176,9 +176,7 @@ def test_empty_bins_of_a_surface_have_the_ceiling():
     np.testing.assert_allclose(np.sort(got), [-np.log(2), np.inf])
     got = observe(free_energy_surface((PHI, PHI), **options, ceiling=0.4), alone, blocks=1).value[0, 0]
     np.testing.assert_allclose(np.sort(got), [-np.log(2), 0.4])
-    with pytest.raises(
-        ValueError, match=r"3 frames in 2 bins see free energies up to 0\.405 eV"
-    ):
+    with pytest.raises(ValueError, match=r"3 frames in 2 bins see free energies up to 0\.405 eV"):
         observe(free_energy_surface((PHI, PHI), **options, ceiling=0.5), alone, blocks=1)
 
 
