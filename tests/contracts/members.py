@@ -52,5 +52,5 @@ MEMBERS = {
     "scale_shift": lambda: Member(scale_shift(lennard_jones(2.2, 0.4, 4.5), 0.5, {14: -5.4, 8: -2.0}), (14, 8), 2.5),
 }
 
-ALIKE = ("stillinger_weber_Ge", "combination", "scale_shift")  # with the slow tests: what they do, others do too
+ALIKE = ("stillinger_weber_Ge", "combination", "scale_shift", "add")  # with the slow tests: what they do, others do too
 OF_MOLECULES = ("bonded",)

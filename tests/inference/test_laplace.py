@@ -268,6 +268,7 @@ def read_out(params, values):
     return {**repeated, "bias_2": jnp.asarray(bias), "kernel_2": jnp.asarray(kernel)}
 
 
+@pytest.mark.slow
 def test_last_layer_of_a_pretrained_network_is_the_conjugate_posterior_of_its_read_out(five_lines):
     data, potential, samples = (five_lines[k] for k in ("data", "potential", "samples"))
     params = bp.tree.take(five_lines["trained"].params["potential"], 0)

@@ -62,6 +62,7 @@ def test_frames_hold_the_energy_and_stress_of_their_box(squeezed_run):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_chunks_and_skins_do_not_change_the_path(squeezed_run):
     """Three chunks or one, lists remade often or rarely: rounding differences grow, but not to 1e-7 of the path."""
     other = squeezed(chunk=300, skin=0.2)
@@ -69,6 +70,7 @@ def test_chunks_and_skins_do_not_change_the_path(squeezed_run):
     np.testing.assert_allclose(other.frames.system.box, squeezed_run.frames.system.box, rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_resumes_with_the_box_of_the_checkpoint(squeezed_run, tmp_path, monkeypatch):
     original, calls = loop._repaired, []

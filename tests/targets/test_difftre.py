@@ -220,6 +220,7 @@ def test_a_list_too_short_makes_the_chain_unstable(key):
     np.testing.assert_array_equal(np.asarray(samples.history["simulated"])[0], [1, 0, 0])
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(key, tmp_path, monkeypatch):
     target = target_of(spring_run(steps=200, max_age=2))
     one, two = jax.random.split(key)
