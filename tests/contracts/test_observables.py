@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from bayespot.observables.collective_variables import angle, dihedral, dihedrals, distance
+from bayespot.observables.collective_variables import angle, dihedral, dihedrals
 from bayespot.observables.dynamics import diffusion, msd, vacf, vibrational_density_of_states
 from bayespot.observables.elasticity import elastic_constants
 from bayespot.observables.fluctuations import heat_capacity
@@ -27,7 +27,7 @@ from bayespot.records.trajectory import Frame, Trajectory
 from bayespot.tree import replace
 
 EVERY = 0.5
-SURFACE = distance(0, 1), dihedral(0, 5, 7, 2)
+SURFACE = (lambda frame: frame.energy), dihedral(0, 5, 7, 2)
 OBSERVABLES = {
     "rdf": rdf(5.5, 40),  # beyond half the box
     "rdf pair": rdf(3.0, 20, (14, 8)),
@@ -50,7 +50,7 @@ OBSERVABLES = {
     "vacf": vacf(2 * EVERY, EVERY),
     "vacf species": vacf(2 * EVERY, EVERY, 8),
     "free energy": free_energy_profile(lambda frame: frame.energy, 0.5, -3.0, 3.0, 2),
-    "free energy surface": free_energy_surface(SURFACE, 0.5, ((0.0, 7.0), (-np.pi, np.pi)), (2, 2), 3.0),
+    "free energy surface": free_energy_surface(SURFACE, 0.5, ((-3.0, 3.0), (-np.pi, np.pi)), (2, 1)),
     "distribution": distribution(dihedrals(((0, 1, 2, 3), (8, 9, 10, 11))), -np.pi, np.pi, 4),
     "population": population((angle(3, 6, 9),), lambda theta: theta < 1.3),
     "vdos": vibrational_density_of_states(3 * EVERY, EVERY),
