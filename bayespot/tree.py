@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from bayespot.normals import standard_normals
 from bayespot.typing import Array, Key, PyTree
 
 
@@ -61,13 +62,13 @@ def replace[T](instance: T, **changes: Any) -> T:
 def noise(key: Key, tree: PyTree) -> PyTree:
     """Standard normal noise of a tree's structure, drawn in the widest precision of its leaves.
 
-    From one draw, because each takes 0.2 s to compile; behind a barrier, or XLA would make it again for every leaf.
+    From one draw, because each takes its time to compile.
     """
     leaves, structure = jax.tree.flatten(tree)
     if not leaves:
         return tree
     ends = list(accumulate(x.size for x in leaves))
-    drawn = jax.lax.optimization_barrier(jax.random.normal(key, (ends[-1],), jnp.result_type(*leaves)))
+    drawn = jax.lax.optimization_barrier(standard_normals(key, ends[-1], jnp.result_type(*leaves)))
     parts = zip(jnp.split(drawn, ends[:-1]), leaves, strict=True)
     return jax.tree.unflatten(structure, [z.reshape(x.shape).astype(x.dtype) for z, x in parts])
 
