@@ -36,7 +36,8 @@ def switch(r: Array, onset: Array | float, cutoff: Array | float) -> Array:
 def lengths(vectors: Float[Array, "N K 3"]) -> Float[Array, "N K"]:
     """Lengths of displacement vectors [Å]."""
     x, y, z = (vectors[..., a] for a in range(3))  # a sum over an axis of three is slow on a CPU
-    return jnp.sqrt(x * x + y * y + z * z)
+    # Behind the barrier the derivative by the length is computed once, not again for each of the three components.
+    return jax.lax.optimization_barrier(jnp.sqrt(x * x + y * y + z * z))
 
 
 def lennard_jones(

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from bayespot.potentials.classical import lengths
 from bayespot.potentials.potential import Potential, mask_atoms, species_index
 from bayespot.records.dataset import Dataset
 from bayespot.records.neighbors import Neighbors, displacements
@@ -110,7 +111,7 @@ def features(
 ) -> Float[Array, "N D"]:
     """Invariants of every atom, not standardised; ``mixing`` ``(species, c, C)`` or ``None`` for a single species."""
     vectors, mask = displacements(system, neighbors)
-    radial = jnp.where(mask, radial_basis(jnp.sqrt((vectors * vectors).sum(-1)), cutoff, channels), 0.0)
+    radial = jnp.where(mask, radial_basis(lengths(vectors), cutoff, channels), 0.0)
     if mixing is not None:
         of_neighbor = species_index(jnp.append(system.species, 0)[neighbors.index], species)
         own = jnp.where(mask, of_neighbor, -1) == jnp.arange(len(species))[:, None, None]
