@@ -26,6 +26,7 @@ _NAMES = {
     "potentials.dimenet": "dimenet",
     "potentials.scale_shift": "scale_shift",
     "potentials.combination": "combination",
+    "potentials.temperature_dependent": "temperature_dependent",
     "potentials.teacher": "label add_noise",
     "inference.priors": "prior flat normal scaled_normal scaled_student_t",
     "targets.force_matching": "Noise force_matching",

@@ -16,6 +16,7 @@ _BUILDERS = {
     "repulsion": ("repulsion", "repulsion"),
     "scale_shift": ("scale_shift", "scale_shift"),
     "stillinger_weber": ("classical", "stillinger_weber"),
+    "temperature_dependent": ("temperature_dependent", "at_reference"),
 }
 
 
@@ -35,8 +36,8 @@ def build(spec: Spec) -> Potential:
     if name not in _BUILDERS:
         known = ", ".join(sorted([*_BUILDERS, "add"]))
         raise ValueError(f"The name in the spec of a potential must be one of {known}. Got {name!r}.")
-    if "potential" in arguments:
-        arguments["potential"] = build(arguments["potential"])
+    for part in {"potential", "entropy"} & set(arguments):
+        arguments[part] = build(arguments[part])
     module, function = _BUILDERS[name]
     builder = getattr(import_module(f"bayespot.potentials.{module}"), function)
     try:

@@ -173,15 +173,16 @@ def references(
         due = (state.simulations == 0) | (worn & jnp.isfinite(state.energy).all())
 
         def new():
-            made = advance(partial(_keys, jax.random.key_impl(key), like), params, state)
+            from_ = _reseeded(key, state, (state.energy - found) / run.ensemble.kT) if run.reseed else state
+            made = advance(partial(_keys, jax.random.key_impl(key), like), params, from_)
             made = replace(made, kept=jax.lax.map(lambda n: keep(frames.frame(made, n)), jnp.arange(number)))
             equal = jnp.where(jnp.isfinite(made.energy), 1.0 / run.frames, jnp.nan).astype(weight.dtype)
             steep = frames.slopes(params, made)[1]
             both = (made, made.energy, steep, equal.reshape(weight.shape)), (state, found, slopes, weight)
             return jax.tree.map(lambda a, b: jnp.where(due, a, b), *both)
 
-        after, *found = jax.lax.cond(any_together(due), new, lambda: (state, found, slopes, weight))
-        return replace(after, age=after.age + 1), *found
+        after, *rest = jax.lax.cond(any_together(due), new, lambda: (state, found, slopes, weight))
+        return replace(after, age=after.age + 1), *rest
 
     def share(params: Params, state: ReferenceState) -> Scalar:
         return share_of(weights(frames.energies(params, state), state))
@@ -243,6 +244,15 @@ def _simulation(potential: Potential, run: ReferenceRun, frames: Frames) -> Call
         )
 
     return simulated
+
+
+def _reseeded(key: Key, state: ReferenceState, log_weight: Float[Array, "n"]) -> ReferenceState:
+    """The state with each run at a frame drawn from those of all replicas; as it is where there are none yet."""
+    moving = state.runs.state
+    chosen = jax.random.categorical(key, log_weight, shape=moving.position.shape[:1])
+    drawn = replace(moving, position=state.position[chosen], momentum=state.velocity[chosen] * moving.mass)
+    kept = jax.tree.map(lambda old, new: jnp.where(state.simulations == 0, old, new), moving, drawn)
+    return replace(state, runs=replace(state.runs, state=kept))
 
 
 def _numbers(tree: PyTree) -> PyTree:

@@ -6,6 +6,7 @@ What becomes of them is ``reference_frames``.
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bayespot.records.system import System, without_padding
@@ -27,6 +28,7 @@ class ReferenceRun(NamedTuple):
     equilibration: int
     first_equilibration: int
     replicas: int
+    reseed: bool
     min_share: float
     max_age: int
     skin: float
@@ -43,6 +45,7 @@ def reference_run(
     equilibration: int | None = None,
     first_equilibration: int | None = None,
     replicas: int = 1,
+    reseed: bool = False,
     min_share: float = 0.9,
     max_age: int = 20,
     skin: float = 0.4,
@@ -61,6 +64,10 @@ def reference_run(
             ``steps``.
         first_equilibration: the same for the first simulation, which comes from ``start``; default ``steps``.
         replicas: independent simulations.
+        reseed: whether later simulations start from frames drawn from those of all replicas, with common weights
+            at the present parameters, rather than each from its own end. A replica that was caught where the system
+            no longer dwells is then given up. Drawn from the same frames replicas are less independent: make
+            ``equilibration`` long enough for them to part.
         min_share: new frames are simulated when the effective share of the old ones falls below this.
         max_age: and after so many evaluations in any case; 1 simulates in every step. Old frames have the same
             sampling error in every step: what learns from them for long learns that error, too.
@@ -85,9 +92,11 @@ def reference_run(
     equilibration = -(-steps // 10 // every) * every if equilibration is None else equilibration
     first_equilibration = steps if first_equilibration is None else first_equilibration
     _check_multiples(every, steps=steps, equilibration=equilibration, first_equilibration=first_equilibration)
-    start = without_padding(start)
-    frames, waits = steps // every, (equilibration // every, first_equilibration // every)
-    return ReferenceRun(start, ensemble, every, frames, *waits, replicas, min_share, max_age, skin, capacity, max_kT)
+    start = jax.tree.map(jnp.asarray, without_padding(start))  # frames of a trajectory are arrays of NumPy
+    return ReferenceRun(
+        start, ensemble, every, steps // every, equilibration // every, first_equilibration // every,
+        replicas, reseed, min_share, max_age, skin, capacity, max_kT,
+    )  # fmt: skip
 
 
 def _check_positive(**numbers) -> None:

@@ -10,6 +10,7 @@ from bayespot.potentials.dimenet import dimenet
 from bayespot.potentials.potential import Potential, add
 from bayespot.potentials.repulsion import repulsion
 from bayespot.potentials.scale_shift import scale_shift
+from bayespot.potentials.temperature_dependent import temperature_dependent
 
 
 class Member(NamedTuple):
@@ -39,6 +40,11 @@ def four_bonded_atoms() -> Potential:
     return add(chain, lennard_jones(2.2, 0.01, 4.5))
 
 
+def two_temperatures() -> Potential:
+    """At the reference temperature, for which the spec stands."""
+    return temperature_dependent(lennard_jones(2.2, 0.4, 4.5), lennard_jones(2.0, 0.1, 4.0), 0.05)(0.05)
+
+
 MEMBERS = {
     "lennard_jones": lambda: Member(lennard_jones(sigma=2.2, epsilon=0.4, cutoff=4.5), (14, 8), 2.5),
     "stillinger_weber_Si": lambda: Member(stillinger_weber(14), (14,), 2.4),
@@ -49,8 +55,10 @@ MEMBERS = {
     "combination": lambda: Member(combination(lennard_jones(2.2, 0.4, 4.5), 2), (14, 8), 2.5),
     "bonded": lambda: Member(four_bonded_atoms(), (14, 8), 2.5),
     "add": lambda: Member(add(repulsion(cutoff=3.0), stillinger_weber(14)), (14,), 2.2),
+    "temperature_dependent": lambda: Member(two_temperatures(), (14, 8), 2.5),
     "scale_shift": lambda: Member(scale_shift(lennard_jones(2.2, 0.4, 4.5), 0.5, {14: -5.4, 8: -2.0}), (14, 8), 2.5),
 }
 
-ALIKE = ("stillinger_weber_Ge", "combination", "scale_shift", "add")  # with the slow tests: what they do, others do too
+# With the slow tests: what they do, others do too.
+ALIKE = ("stillinger_weber_Ge", "combination", "scale_shift", "temperature_dependent", "add")
 OF_MOLECULES = ("bonded",)

@@ -20,10 +20,11 @@ from bayespot.observables.observable import Observable, average
 from bayespot.observables.structure import rdf
 from bayespot.observables.thermodynamics import energy_per_atom, pressure
 from bayespot.potentials.classical import lennard_jones
+from bayespot.potentials.potential import Potential
 from bayespot.records.system import system
 from bayespot.simulation.ensemble import npt_nose_hoover, nve, nvt_langevin
 from bayespot.targets.difftre import Measurement, _square, difftre
-from bayespot.targets.reference_frames import share_of, weights_of
+from bayespot.targets.reference_frames import _reseeded, share_of, weights_of
 from bayespot.targets.reference_run import reference_run
 from tests.targets.springs import KT, SPRING, SQUARE, spring_run
 
@@ -165,6 +166,46 @@ def test_new_frames_when_they_are_old(key, age):
         _, _, state, info = evaluate(key, spring(), state, None)
         made.append(int(info["simulated"]))
     assert made == [int(n % age == 0) for n in range(7)]
+
+
+def test_replicas_start_anew_from_frames_drawn_by_their_weights(key):
+    target = target_of(spring_run(replicas=3, steps=100, reseed=True))
+    *_, state, _ = target.value_and_grad(key, spring(), target.init(key, spring()), None)
+    log_weight = jnp.full(30, -1e3).at[14].set(0.3).at[27].set(0.3)
+    often = [_reseeded(k, state, log_weight).runs.state for k in jax.random.split(jax.random.key(1), 200)]
+    position = np.stack([np.asarray(runs.position) for runs in often])
+    which = [(position == np.asarray(state.position[n])).all((-1, -2)) for n in (14, 27)]
+    assert (which[0] | which[1]).all()
+    assert np.mean(which[0]) == pytest.approx(0.5, abs=4 * 0.5 / 600**0.5)
+    for n, runs in enumerate(often):
+        expected = np.where(which[0][n][:, None, None], state.velocity[14], state.velocity[27])
+        np.testing.assert_allclose(runs.momentum / runs.mass, expected, rtol=1e-12)
+    new = target.init(key, spring())
+    unchanged = _reseeded(jax.random.key(2), new, jnp.full(30, jnp.nan)).runs.state
+    np.testing.assert_array_equal(unchanged.position, new.runs.state.position)
+
+
+def test_a_reseeded_replica_forgets_where_it_was_caught(key):
+    """A double well along x with a barrier of 11 kT, tilted after the first simulation."""
+
+    def energy(p, s, n):
+        x, y, z = s.position.T
+        return 8.0 * ((x / 2) ** 2 - 1) ** 2 + p["tilt"] * x + y**2 + z**2
+
+    well = Potential(lambda key: {"tilt": jnp.asarray(0.0)}, energy, 1.0, (), {"name": "well"})
+    mean = Observable(lambda f: f.system.position[0, 0], average, "x", "Å")
+    flat, tilted = ({"potential": {"tilt": jnp.asarray(tilt)}, "noise": {}} for tilt in (0.0, 1.5))
+    for reseed in (False, True):
+        run = spring_run(replicas=8, steps=200, reseed=reseed, max_age=1)
+        target = difftre(well, run, {"it": Measurement(mean, 0.0, 1.0)})
+        *_, first, _ = target.value_and_grad(key, flat, target.init(key, flat), None)
+        *_, second, _ = target.value_and_grad(jax.random.fold_in(key, 1), tilted, first, None)
+        left = [(np.asarray(state.position)[:, 0, 0].reshape(8, -1) < 0).mean(1) for state in (first, second)]
+        assert set(left[0]) == {0.0, 1.0}  # some were caught on each side
+        if reseed:  # on the right there remains exp(−1.5 · 4 / 0.7) = 2e-4
+            assert set(left[1]) == {1.0}
+        else:
+            np.testing.assert_array_equal(left[1], left[0])
 
 
 @pytest.mark.slow
