@@ -64,6 +64,7 @@ _NAMES = {
     "records.trajectory": "Frame Trajectory",
     "records.reweighted": "Reweighted",
     "simulation.ensemble": "Ensemble nve nvt_langevin nvt_nose_hoover npt_nose_hoover",
+    "simulation.npt_langevin": "npt_langevin",
     "simulation.simulate": "simulate propagate",
     "simulation.reweight": "reweight",
     "trajectory_files": "write_trajectory read_trajectory thin",

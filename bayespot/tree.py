@@ -68,7 +68,7 @@ def noise(key: Key, tree: PyTree) -> PyTree:
     if not leaves:
         return tree
     ends = list(accumulate(x.size for x in leaves))
-    drawn = jax.lax.optimization_barrier(standard_normals(key, ends[-1], jnp.result_type(*leaves)))
+    drawn = standard_normals(key, ends[-1], jnp.result_type(*leaves))
     parts = zip(jnp.split(drawn, ends[:-1]), leaves, strict=True)
     return jax.tree.unflatten(structure, [z.reshape(x.shape).astype(x.dtype) for z, x in parts])
 

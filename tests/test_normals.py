@@ -63,7 +63,7 @@ def test_any_number_of_them_under_vmap(size):
     assert many.shape == (4, size)
     assert many.dtype == jnp.float32
     for key, row in zip(keys, many, strict=True):
-        np.testing.assert_array_equal(row, standard_normals(key, size))
+        np.testing.assert_array_equal(row, standard_normals(jax.random.clone(key), size))
 
 
 def test_other_keys_and_types_are_drawn_by_jax():
@@ -71,3 +71,17 @@ def test_other_keys_and_types_are_drawn_by_jax():
         drawn = standard_normals(key, 5, dtype)
         assert drawn.dtype == dtype
         np.testing.assert_array_equal(drawn, jax.random.normal(jax.random.clone(key), (5,), dtype))
+
+
+def test_they_are_made_the_fast_way():
+    key, counter = jax.random.key(4), jnp.arange(50, dtype=jnp.uint32)
+    own = jax.random.key_data(jax.random.split(jax.random.clone(key), 1)[0])
+    pair = _box_muller(*threefry(own, jnp.zeros_like(counter), counter))
+    np.testing.assert_allclose(standard_normals(key, 99), jnp.concatenate(pair)[:99], atol=1e-5)
+
+
+def test_a_key_that_serves_twice_is_noticed():
+    key = jax.random.key(5)
+    standard_normals(key, 4)
+    with pytest.raises(jax.errors.KeyReuseError):
+        standard_normals(key, 4)

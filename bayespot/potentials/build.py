@@ -3,7 +3,7 @@
 from importlib import import_module
 from inspect import signature
 
-from bayespot.potentials.potential import Potential, add
+from bayespot.potentials.potential import INNER, Potential, add
 from bayespot.typing import Spec
 
 # Module and function that make a potential of each name; imported when asked for, because Flax takes its time.
@@ -36,8 +36,7 @@ def build(spec: Spec) -> Potential:
     if name not in _BUILDERS:
         known = ", ".join(sorted([*_BUILDERS, "add"]))
         raise ValueError(f"The name in the spec of a potential must be one of {known}. Got {name!r}.")
-    for part in {"potential", "entropy"} & set(arguments):
-        arguments[part] = build(arguments[part])
+    arguments |= {part: build(arguments[part]) for part in INNER if part in arguments}
     module, function = _BUILDERS[name]
     builder = getattr(import_module(f"bayespot.potentials.{module}"), function)
     try:

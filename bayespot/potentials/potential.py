@@ -22,6 +22,8 @@ from bayespot.records.system import System, volume
 from bayespot.tree import replace, total
 from bayespot.typing import Array, Float, Key, Params, Spec
 
+INNER = "potential", "entropy"  # entries of a spec that are specs of potentials themselves, beside the parts of a sum
+
 
 class Potential(NamedTuple):
     """A potential: functions and facts, no parameters.
@@ -167,6 +169,6 @@ def require_whole_molecules(potential: Potential, counts: np.ndarray, place: str
 
 def _molecules(spec: Spec) -> set[int]:
     """Numbers of atoms in the molecules of all bonded terms in a potential."""
-    parts = [*spec.get("parts", ()), *([spec["potential"]] if "potential" in spec else [])]
+    parts = [*spec.get("parts", ()), *(spec[name] for name in INNER if name in spec)]
     own = {spec["atoms"]} if spec.get("name") == "bonded" else set()
     return own.union(*map(_molecules, parts))

@@ -21,12 +21,16 @@ def temperature_dependent(potential: Potential, entropy: Potential, reference: f
     """A family of potentials with common parameters, one for each temperature.
 
     Several temperatures teach it together: ``fused(difftre(family(cold), …), difftre(family(hot), …))``. All members
-    have the same ``spec``, so that a posterior of one belongs to all; ``build`` makes the member at the reference.
-    Frames that one temperature's member made must not be reweighted to another's.
+    have the same ``spec``, so that a posterior of one belongs to all; ``build`` makes the member at the reference. That
+    a simulation, its ensemble and its observables use the member of the same temperature is therefore not checked.
+    Neither must frames of one temperature be reweighted to another.
+
+    The energy of a member is a free energy; the mean energy of what was left out is that of ``family(kT)`` plus kT/kT₀
+    times the second part. ``energy_per_atom`` and heat capacities do not count it.
 
     Args:
-        potential: at the reference temperature.
-        entropy: times the reference temperature [eV], per state of the beads.
+        potential: u₀, at the reference temperature.
+        entropy: u_s [eV], the reference temperature times the entropy of what was left out.
         reference: kT₀ [eV].
 
     Returns:

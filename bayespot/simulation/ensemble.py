@@ -75,7 +75,7 @@ def nve(dt: float, kT: float = 0.0) -> Ensemble:
     Raises:
         ValueError: if ``dt`` is not positive or ``kT`` is negative.
     """
-    _check(dt=dt)
+    require_positive(dt=dt)
     if not kT >= 0:
         raise ValueError(f"kT of the initial velocities must be 0 or positive [eV]. Got {kT}.")
 
@@ -83,7 +83,7 @@ def nve(dt: float, kT: float = 0.0) -> Ensemble:
         return _integrators().nve(forces, _shift, dt)
 
     def init(key, system):
-        mass, p = _start(key, system, kT)
+        mass, p = thermal_start(key, system, kT)
         return integrator(_unknown)[0](key, system.position, kT, mass=mass, momenta=p)
 
     return Ensemble(init, _stepper(integrator), _without_translation, dt, kT, {"name": "nve", "dt": dt, "kT": kT})
@@ -107,14 +107,14 @@ def nvt_langevin(kT: float, dt: float, gamma: float = 0.1) -> Ensemble:
     Reference:
         B. Leimkuhler, C. Matthews, Appl. Math. Res. Express 2013, 34 (2013).
     """
-    _check(kT=kT, dt=dt, gamma=gamma)
+    require_positive(kT=kT, dt=dt, gamma=gamma)
 
     def integrator(forces):
         return _integrators().nvt_langevin(forces, _shift, dt, kT, gamma)
 
     def init(key, system):
         velocities, noise = jax.random.split(key)
-        mass, p = _start(velocities, system, kT)
+        mass, p = thermal_start(velocities, system, kT)
         return integrator(_unknown)[0](noise, system.position, mass=mass, momenta=p)
 
     spec = {"name": "nvt_langevin", "kT": kT, "dt": dt, "gamma": gamma}
@@ -140,7 +140,7 @@ def nvt_nose_hoover(kT: float, dt: float, tau: float | None = None, chain_length
         G. J. Martyna, M. L. Klein, M. Tuckerman, J. Chem. Phys. 97, 2635 (1992).
     """
     tau = 100 * dt if tau is None else tau
-    _check(kT=kT, dt=dt, tau=tau)
+    require_positive(kT=kT, dt=dt, tau=tau)
     if chain_length < 2:
         raise ValueError(f"chain_length must be at least 2. Got {chain_length}.")
 
@@ -148,7 +148,7 @@ def nvt_nose_hoover(kT: float, dt: float, tau: float | None = None, chain_length
         return _integrators().nvt_nose_hoover(forces, _shift, dt, kT, chain_length=chain_length, tau=tau)
 
     def init(key, system):
-        mass, p = _start(key, system, kT)
+        mass, p = thermal_start(key, system, kT)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Explicitly requested dtype")
             state = integrator(_unknown)[0](key, system.position, mass=mass, momenta=p)
@@ -188,7 +188,7 @@ def npt_nose_hoover(
         M. E. Tuckerman, J. Alejandre, R. López-Rendón, A. L. Jochim, G. J. Martyna, J. Phys. A 39, 5629 (2006).
     """
     tau, tau_box = 100 * dt if tau is None else tau, 1000 * dt if tau_box is None else tau_box
-    _check(kT=kT, dt=dt, tau=tau, tau_box=tau_box)
+    require_positive(kT=kT, dt=dt, tau=tau, tau_box=tau_box)
     if not math.isfinite(pressure):
         raise ValueError(f"pressure must be a finite number [eV/Å³]. Got {pressure}.")
 
@@ -202,7 +202,7 @@ def npt_nose_hoover(
         return _integrators().npt_nose_hoover(scaled, _shift, dt, pressure, kT, *periods)
 
     def init(key, system):
-        mass, p = _start(key, system, kT)
+        mass, p = thermal_start(key, system, kT)
         begin = integrator(lambda position, box: 0.0 * position.sum())[0]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Explicitly requested dtype")
@@ -252,7 +252,7 @@ def _stepper(integrator: Callable) -> Callable[[Forces, PyTree], PyTree]:
     return step
 
 
-def _start(key: Key, system: System, kT: float) -> tuple[Array, Array]:
+def thermal_start(key: Key, system: System, kT: float) -> tuple[Array, Array]:
     """Masses ``(N, 1)`` and Maxwell–Boltzmann momenta in the precision of the positions."""
     mass = masses(system)[:, None].astype(system.position.dtype)
     return mass, momenta(key, mass, kT)
@@ -272,6 +272,7 @@ def _without_translation(n: int) -> int:
     return max(3 * n - 3, 1)
 
 
-def _check(**positive: float) -> None:
+def require_positive(**positive: float) -> None:
+    """Raise ``ValueError`` where one of the named numbers is not positive."""
     if wrong := {name: value for name, value in positive.items() if not value > 0}:
         raise ValueError(f"{', '.join(wrong)} must be positive. Got {wrong}.")

@@ -173,8 +173,8 @@ def references(
         due = (state.simulations == 0) | (worn & jnp.isfinite(state.energy).all())
 
         def new():
-            from_ = _reseeded(key, state, (state.energy - found) / run.ensemble.kT) if run.reseed else state
-            made = advance(partial(_keys, jax.random.key_impl(key), like), params, from_)
+            begin = _reseeded(key, state, (state.energy - found) / run.ensemble.kT) if run.reseed else state
+            made = advance(partial(_keys, jax.random.key_impl(key), like), params, begin)
             made = replace(made, kept=jax.lax.map(lambda n: keep(frames.frame(made, n)), jnp.arange(number)))
             equal = jnp.where(jnp.isfinite(made.energy), 1.0 / run.frames, jnp.nan).astype(weight.dtype)
             steep = frames.slopes(params, made)[1]
@@ -247,12 +247,19 @@ def _simulation(potential: Potential, run: ReferenceRun, frames: Frames) -> Call
 
 
 def _reseeded(key: Key, state: ReferenceState, log_weight: Float[Array, "n"]) -> ReferenceState:
-    """The state with each run at a frame drawn from those of all replicas; as it is where there are none yet."""
+    """The state with each run at a frame drawn from those of all replicas; as it is where there are none yet.
+
+    One frame from each of R equal shares of the weight, in the order of the replicas: where the weights are equal, each
+    goes on from a frame of its own. Independent draws would by and by leave descendants of one replica only. The
+    momenta stay, which do not depend on the positions.
+    """
     moving = state.runs.state
-    chosen = jax.random.categorical(key, log_weight, shape=moving.position.shape[:1])
-    drawn = replace(moving, position=state.position[chosen], momentum=state.velocity[chosen] * moving.mass)
-    kept = jax.tree.map(lambda old, new: jnp.where(state.simulations == 0, old, new), moving, drawn)
-    return replace(state, runs=replace(state.runs, state=kept))
+    replicas = len(moving.position)
+    level = (jnp.arange(replicas) + jax.random.uniform(key, (replicas,), log_weight.dtype)) / replicas
+    chosen = jnp.searchsorted(jnp.cumsum(jax.nn.softmax(log_weight)), level)
+    drawn = state.position[jnp.minimum(chosen, len(log_weight) - 1)]
+    position = jnp.where(state.simulations == 0, moving.position, drawn)
+    return replace(state, runs=replace(state.runs, state=replace(moving, position=position)))
 
 
 def _numbers(tree: PyTree) -> PyTree:

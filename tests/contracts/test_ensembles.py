@@ -14,6 +14,7 @@ from bayespot.potentials.potential import Potential
 from bayespot.records.posterior import PosteriorSamples
 from bayespot.records.system import from_ase, masses, system, volume
 from bayespot.simulation.ensemble import momenta, npt_nose_hoover, nve, nvt_langevin, nvt_nose_hoover
+from bayespot.simulation.npt_langevin import npt_langevin
 from bayespot.simulation.simulate import propagate, simulate
 from bayespot.tree import stack
 
@@ -24,13 +25,15 @@ PARAMS = {"sigma": jnp.array(3.4), "epsilon": jnp.array(0.0104)}
 START = from_ase(bulk("Ar", cubic=True, a=5.3) * (2, 2, 2))
 N = 32
 COLD, HOT = 40 * kB, 48 * kB
+BOX = {"box": "flexible", "tau_box": 500 * FS, "modulus": 2.0 * units.GPa}
 CANONICAL = {
     "langevin": lambda kT: nvt_langevin(kT, 10 * FS, gamma=0.1),
     "nose-hoover": lambda kT: nvt_nose_hoover(kT, 10 * FS, tau=200 * FS),
     # under no pressure the weight of a configuration is exp(−U/kT), too
     "npt": lambda kT: npt_nose_hoover(kT, 0.0, 10 * FS, tau=200 * FS, tau_box=1000 * FS),
+    "npt-langevin": lambda kT: npt_langevin(kT, 0.0, 10 * FS, **BOX),
 }
-SLOW = ("nose-hoover", "npt")
+SLOW = ("nose-hoover", "npt", "npt-langevin")
 
 
 def one_sample(params):
@@ -99,7 +102,15 @@ def slope(cold, hot) -> float:
 
 
 @pytest.mark.slow
-def test_pressure_and_fluctuations_of_the_volume():
+@pytest.mark.parametrize(
+    "ensemble",
+    [
+        lambda p: npt_nose_hoover(COLD, p, 10 * FS, tau=200 * FS, tau_box=1000 * FS),
+        lambda p: npt_langevin(COLD, p, 10 * FS, **BOX),
+    ],
+    ids=["nose-hoover", "langevin"],
+)
+def test_pressure_and_fluctuations_of_the_volume(ensemble):
     # ln p_a(V)/p_b(V) = const − (P_a − P_b) V/kT: exact, whatever the equation of state. Eight pairs of runs of 50 ps;
     # a slope scatters by some 10 %. The mean of the virial pressure is P. The compressibility by var V/(kT V) is that
     # by the difference of the mean volumes, up to the 1 % by which it does not fall linearly between the pressures.
@@ -107,8 +118,8 @@ def test_pressure_and_fluctuations_of_the_volume():
     for number, p in enumerate(pressures):
         runs = propagate(
             jax.random.key(number), ARGON, one_sample(PARAMS), START,
-            npt_nose_hoover(COLD, p, 10 * FS, tau=200 * FS, tau_box=1000 * FS), steps=5000, every=20,
-            equilibration=1000, replicas=8, batch_size=1, chunk=5000, skin=0.8, progress=False,
+            ensemble(p), steps=5000, every=20, equilibration=1000, replicas=8, batch_size=1, chunk=5000, skin=0.8,
+            progress=False,
         )  # fmt: skip
         virial = np.asarray(observe(pressure(), runs).value[0]) * units.GPa
         assert abs(virial.mean() - p) < 5 * virial.std(ddof=1) / np.sqrt(8) < 0.01 * units.GPa

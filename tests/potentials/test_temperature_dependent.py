@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bayespot.potentials.bonded import bonded, topology
 from bayespot.potentials.build import build
 from bayespot.potentials.classical import lennard_jones, stillinger_weber
-from bayespot.potentials.potential import Potential, energy_and_forces
+from bayespot.potentials.potential import Potential, energy_and_forces, require_whole_molecules
 from bayespot.potentials.temperature_dependent import temperature_dependent
 from bayespot.records.neighbors import neighbors
 from bayespot.records.system import system
@@ -63,6 +64,13 @@ def test_one_spec_for_all_temperatures():
     at = {kT: float(family(kT).energy(params, pair, nbrs)) for kT in (0.01, REFERENCE)}
     assert float(again.energy(params, pair, nbrs)) == at[REFERENCE]
     assert at[0.01] != at[REFERENCE]
+
+
+def test_bonded_parts_need_whole_molecules():
+    chain, pairs = bonded(*topology([(0, 1), (1, 2), (2, 3)])), lennard_jones(2.2, 0.1, 4.0)
+    for parts in ((chain, pairs), (pairs, chain)):
+        with pytest.raises(ValueError, match="whole molecules of 4"):
+            require_whole_molecules(temperature_dependent(*parts, REFERENCE)(REFERENCE), np.array([6]), "frame {}")
 
 
 def test_refuses():

@@ -1,0 +1,155 @@
+r"""Constant temperature and pressure with a box that changes its size, its edges, or its whole shape: all by Langevin.
+
+With the box :math:`h` (rows), the volume :math:`V = \det h` and free momenta, configurations have the weight
+
+.. math:: p(x, h) \propto V^{-2}\, e^{-[U(x, h) + pV]/kT}\, dx\, dh .
+
+The box follows a Langevin equation without inertia. A strain :math:`d\epsilon` takes it to
+:math:`h\,e^{d\epsilon}`, and the positions with it,
+
+.. math:: d\epsilon = \frac{1}{3 B \tau} \Big( \frac{N kT}{V} - \sigma - p \Big)\, dt
+          + \sqrt{\frac{2 kT}{3 B \tau V}}\; dW,
+
+where :math:`V\sigma = \partial U/\partial\epsilon`, and *W* is symmetric with unit variance along each of its six
+directions, so that the box does not turn. Strains of the diagonal, or of the volume alone, are the projections of this.
+Because the group of the matrices :math:`h` is unimodular, the process is reversible for the weight above; that its
+noise depends on the volume takes just one :math:`kT/V` from the drift, which the measure :math:`dh` had brought in.
+
+Reference:
+    Bernetti and Bussi, *J. Chem. Phys.* 153, 114107 (2020); Del Tatto, Raiteri and Bussi, *Appl. Sci.* 12, 1139 (2022).
+    The equation here is theirs in the limit of small steps, derived for the momenta that a Langevin thermostat holds.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from bayespot import units
+from bayespot.records.system import System
+from bayespot.simulation.ensemble import Ensemble, require_positive, thermal_start
+from bayespot.tree import record, replace
+from bayespot.typing import Array, Float, Key
+
+BOXES = ("isotropic", "orthorhombic", "flexible")
+
+
+@record
+class BoxState:
+    """Atoms, their box, and what drives both; of one run, or of ``n``.
+
+    Attributes:
+        position: [Å], momentum: and force: [eV/Å], ``(N, 3)``; mass: ``(N, 1)`` [amu].
+        box: rows are the lattice vectors ``(3, 3)`` [Å].
+        excess: internal pressure tensor without the kinetic part, −σ ``(3, 3)`` [eV/Å³], at the end of the last step.
+        key: of the noise to come.
+    """
+
+    position: Float[Array, "*n N 3"]
+    momentum: Float[Array, "*n N 3"]
+    force: Float[Array, "*n N 3"]
+    mass: Float[Array, "*n N 1"]
+    box: Float[Array, "*n 3 3"]
+    excess: Float[Array, "*n 3 3"]
+    key: Array
+
+    @property
+    def velocity(self) -> Array:
+        """[Å / internal time unit], also of stacked states."""
+        return self.momentum / self.mass
+
+
+def npt_langevin(
+    kT: float,
+    pressure: float,
+    dt: float,
+    gamma: float = 0.1,
+    *,
+    box: str = "isotropic",
+    tau_box: float | None = None,
+    modulus: float = 10.0 * units.GPa,
+) -> Ensemble:
+    r"""Constant temperature and pressure by friction and noise, of the atoms and of the box.
+
+    All 3N degrees of freedom are thermal. The mean of the observable ``pressure()`` is exactly p, and an ideal gas has
+    :math:`\langle V \rangle = (N + 1) kT/p`. Positions are scaled with the box about the origin, which counts in a
+    mean-square displacement. The error of a step is of the order of ``dt/tau_box``. A run whose box becomes half as
+    thick as at its start, or changes in one step by more than the skin allows, is unstable; so, sooner or later, is a
+    liquid in a flexible or orthorhombic box, whose shape nothing holds.
+
+    Args:
+        kT: thermal energy [eV].
+        pressure: of the surroundings [eV/Å³], e.g. ``1.0 * units.bar``; may be negative for a solid.
+        dt: time step [internal time unit].
+        gamma: friction of the atoms [1 / internal time unit].
+        box: ``"isotropic"`` (keeps its shape), ``"orthorhombic"`` (the three Cartesian directions stretch on their
+            own) or ``"flexible"`` (all six strains; for crystals).
+        tau_box: time in which the volume forgets, if the bulk modulus is ``modulus`` [internal time unit]; default
+            500 ``dt``.
+        modulus: roughly the bulk modulus B [eV/Å³]; what it is decides nothing but the pace.
+
+    Raises:
+        ValueError: if a time, kT or modulus is not positive, the pressure not finite, or for an unknown kind of box.
+    """
+    tau_box = 500 * dt if tau_box is None else tau_box
+    require_positive(kT=kT, dt=dt, gamma=gamma, tau_box=tau_box, modulus=modulus)
+    if not math.isfinite(pressure):
+        raise ValueError(f"pressure must be a finite number [eV/Å³]. Got {pressure}.")
+    if box not in BOXES:
+        raise ValueError(f"box must be one of {', '.join(BOXES)}. Got {box!r}.")
+    mobility, keep = 1 / (3 * modulus * tau_box), math.exp(-gamma * dt)
+
+    def init(key: Key, system: System) -> BoxState:
+        momenta, noise = jax.random.split(key)
+        mass, p = thermal_start(momenta, system, kT)
+        h = system.box.astype(p.dtype)
+        # Until the first forces are known the box only trembles: as if its pressure were the right one.
+        start = pressure - len(mass) * kT / jnp.linalg.det(h)
+        return BoxState(system.position, p, jnp.zeros_like(p), mass, h, start * jnp.eye(3, dtype=p.dtype), noise)
+
+    def strain(key: Key, state: BoxState) -> Float[Array, "3 3"]:
+        """Of one step."""
+        v, one = jnp.linalg.det(state.box), jnp.eye(3, dtype=state.box.dtype)
+        drift = state.excess + (len(state.mass) * kT / v - pressure) * one
+        w = jax.random.normal(key, (3, 3), state.box.dtype)
+        noise = jnp.sqrt(2 * kT * mobility * dt / v) * 0.5 * (w + w.T)  # the six directions have unit variance
+        return _projected(mobility * dt * drift + noise, box)
+
+    def step(energy, state: BoxState) -> BoxState:
+        key, of_atoms, of_box = jax.random.split(state.key, 3)
+        p = state.momentum + 0.5 * dt * state.force
+        x = state.position + 0.5 * dt * p / state.mass
+        e = strain(of_box, state)
+        stretch = jnp.eye(3, dtype=e.dtype) + e + 0.5 * jnp.matmul(e, e, precision="highest")
+        x, h = (jnp.matmul(a, stretch, precision="highest") for a in (x, state.box))
+        noise = jax.random.normal(of_atoms, p.shape, p.dtype)
+        p = keep * p + jnp.sqrt((1 - keep**2) * kT * state.mass) * noise
+        x = x + 0.5 * dt * p / state.mass
+        force, excess = _driving(energy, x, h)
+        p = p + 0.5 * dt * force
+        return replace(state, position=x, momentum=p, force=force, box=h, excess=excess, key=key)
+
+    spec = {
+        "name": "npt_langevin", "kT": kT, "pressure": pressure, "dt": dt, "gamma": gamma, "box": box,
+        "tau_box": tau_box, "modulus": modulus,
+    }  # fmt: skip
+    return Ensemble(init, step, lambda n: 3 * n, dt, kT, spec, lambda state: state.box)
+
+
+def _projected(strain: Float[Array, "3 3"], box: str) -> Float[Array, "3 3"]:
+    """The part of a symmetric strain that this kind of box can follow."""
+    if box == "flexible":
+        return strain
+    diagonal = jnp.diagonal(strain)
+    return jnp.diag(diagonal if box == "orthorhombic" else jnp.full_like(diagonal, diagonal.mean()))
+
+
+def _driving(energy, position, box) -> tuple[Float[Array, "N 3"], Float[Array, "3 3"]]:
+    """Forces, and the pressure tensor without its kinetic part, from one gradient."""
+
+    def at(x, e):
+        x, h = (a + jnp.matmul(a, 0.5 * (e + e.T), precision="highest") for a in (x, box))
+        return energy(x, h)
+
+    slope, virial = jax.grad(at, (0, 1))(position, jnp.zeros_like(box))
+    return -slope, (-virial / jnp.linalg.det(box)).astype(box.dtype)
