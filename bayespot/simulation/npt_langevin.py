@@ -21,6 +21,8 @@ Reference:
 """
 
 import math
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,9 +75,8 @@ def npt_langevin(
 
     All 3N degrees of freedom are thermal. The mean of the observable ``pressure()`` is exactly p, and an ideal gas has
     :math:`\langle V \rangle = (N + 1) kT/p`. Positions are scaled with the box about the origin, which counts in a
-    mean-square displacement. The error of a step is of the order of ``dt/tau_box``. A run whose box becomes half as
-    thick as at its start, or changes in one step by more than the skin allows, is unstable; so, sooner or later, is a
-    liquid in a flexible or orthorhombic box, whose shape nothing holds.
+    mean-square displacement. A run whose box becomes half as thick as at its start, or changes in one step by more
+    than the skin allows, is unstable; so, by and by, is a liquid in a box whose shape may change, which nothing holds.
 
     Args:
         kT: thermal energy [eV].
@@ -85,8 +86,8 @@ def npt_langevin(
         box: ``"isotropic"`` (keeps its shape), ``"orthorhombic"`` (the three Cartesian directions stretch on their
             own) or ``"flexible"`` (all six strains; for crystals).
         tau_box: time in which the volume forgets, if the bulk modulus is ``modulus`` [internal time unit]; default
-            500 ``dt``.
-        modulus: roughly the bulk modulus B [eV/Å³]; what it is decides nothing but the pace.
+            500 ``dt``. The error of a step is of the order of ``dt/tau_box``.
+        modulus: roughly the bulk modulus B [eV/Å³]; it decides nothing but the pace.
 
     Raises:
         ValueError: if a time, kT or modulus is not positive, the pressure not finite, or for an unknown kind of box.
@@ -97,43 +98,52 @@ def npt_langevin(
         raise ValueError(f"pressure must be a finite number [eV/Å³]. Got {pressure}.")
     if box not in BOXES:
         raise ValueError(f"box must be one of {', '.join(BOXES)}. Got {box!r}.")
-    mobility, keep = 1 / (3 * modulus * tau_box), math.exp(-gamma * dt)
-
-    def init(key: Key, system: System) -> BoxState:
-        momenta, noise = jax.random.split(key)
-        mass, p = thermal_start(momenta, system, kT)
-        h = system.box.astype(p.dtype)
-        # Until the first forces are known the box only trembles: as if its pressure were the right one.
-        start = pressure - len(mass) * kT / jnp.linalg.det(h)
-        return BoxState(system.position, p, jnp.zeros_like(p), mass, h, start * jnp.eye(3, dtype=p.dtype), noise)
-
-    def strain(key: Key, state: BoxState) -> Float[Array, "3 3"]:
-        """Of one step."""
-        v, one = jnp.linalg.det(state.box), jnp.eye(3, dtype=state.box.dtype)
-        drift = state.excess + (len(state.mass) * kT / v - pressure) * one
-        w = jax.random.normal(key, (3, 3), state.box.dtype)
-        noise = jnp.sqrt(2 * kT * mobility * dt / v) * 0.5 * (w + w.T)  # the six directions have unit variance
-        return _projected(mobility * dt * drift + noise, box)
+    piston, keep = _Piston(box, kT, pressure, 1 / (3 * modulus * tau_box)), math.exp(-gamma * dt)
 
     def step(energy, state: BoxState) -> BoxState:
         key, of_atoms, of_box = jax.random.split(state.key, 3)
         p = state.momentum + 0.5 * dt * state.force
         x = state.position + 0.5 * dt * p / state.mass
-        e = strain(of_box, state)
+        e = _strain(of_box, state, dt, piston)
         stretch = jnp.eye(3, dtype=e.dtype) + e + 0.5 * jnp.matmul(e, e, precision="highest")
         x, h = (jnp.matmul(a, stretch, precision="highest") for a in (x, state.box))
         noise = jax.random.normal(of_atoms, p.shape, p.dtype)
         p = keep * p + jnp.sqrt((1 - keep**2) * kT * state.mass) * noise
         x = x + 0.5 * dt * p / state.mass
         force, excess = _driving(energy, x, h)
-        p = p + 0.5 * dt * force
-        return replace(state, position=x, momentum=p, force=force, box=h, excess=excess, key=key)
+        return replace(state, position=x, momentum=p + 0.5 * dt * force, force=force, box=h, excess=excess, key=key)
 
-    spec = {
-        "name": "npt_langevin", "kT": kT, "pressure": pressure, "dt": dt, "gamma": gamma, "box": box,
-        "tau_box": tau_box, "modulus": modulus,
-    }  # fmt: skip
-    return Ensemble(init, step, lambda n: 3 * n, dt, kT, spec, lambda state: state.box)
+    spec = {"name": "npt_langevin", "kT": kT, "pressure": pressure, "dt": dt, "gamma": gamma, "box": box}
+    spec |= {"tau_box": tau_box, "modulus": modulus}
+    return Ensemble(partial(_first, piston), step, lambda n: 3 * n, dt, kT, spec, lambda state: state.box)
+
+
+class _Piston(NamedTuple):
+    """What the box feels: its kind, kT [eV], the pressure [eV/Å³], and its mobility 1/(3Bτ)."""
+
+    box: str
+    kT: float
+    pressure: float
+    mobility: float
+
+
+def _first(piston: _Piston, key: Key, system: System) -> BoxState:
+    """A new state. Until the first forces are known the box only trembles, as if its pressure were the right one."""
+    momenta, noise = jax.random.split(key)
+    mass, p = thermal_start(momenta, system, piston.kT)
+    h, one = system.box.astype(p.dtype), jnp.eye(3, dtype=p.dtype)
+    excess = (piston.pressure - len(mass) * piston.kT / jnp.linalg.det(h)) * one
+    return BoxState(system.position, p, jnp.zeros_like(p), mass, h, excess, noise)
+
+
+def _strain(key: Key, state: BoxState, dt: float, piston: _Piston) -> Float[Array, "3 3"]:
+    """Of one step."""
+    v, one = jnp.linalg.det(state.box), jnp.eye(3, dtype=state.box.dtype)
+    drift = state.excess + (len(state.mass) * piston.kT / v - piston.pressure) * one
+    w = jax.random.normal(key, (3, 3), state.box.dtype)
+    # Each of the six directions of the symmetric part of w has unit variance.
+    noise = jnp.sqrt(2 * piston.kT * piston.mobility * dt / v) * 0.5 * (w + w.T)
+    return _projected(piston.mobility * dt * drift + noise, piston.box)
 
 
 def _projected(strain: Float[Array, "3 3"], box: str) -> Float[Array, "3 3"]:

@@ -64,11 +64,9 @@ def reference_run(
             ``steps``.
         first_equilibration: the same for the first simulation, which comes from ``start``; default ``steps``.
         replicas: independent simulations.
-        reseed: whether later simulations start from frames drawn from those of all replicas, with common weights
-            at the present parameters, rather than each from its own end. A replica that was caught where the system
-            no longer dwells is then given up; how many are where is what the weights say of the frames there are,
-            and frames of one replica tell nothing of states that it never saw. Replicas that go on from the same frame
-            are less independent: make ``equilibration`` long enough for them to part.
+        reseed: start later simulations from frames drawn from those of all replicas, with common weights at the present
+            parameters, so that replicas that were caught where the system no longer dwells are given up. Replicas are
+            less independent then: make ``equilibration`` long enough for those from one frame to part.
         min_share: new frames are simulated when the effective share of the old ones falls below this.
         max_age: and after so many evaluations in any case; 1 simulates in every step. Old frames have the same
             sampling error in every step: what learns from them for long learns that error, too.

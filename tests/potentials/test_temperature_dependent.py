@@ -67,7 +67,10 @@ def test_one_spec_for_all_temperatures():
 
 
 def test_bonded_parts_need_whole_molecules():
-    chain, pairs = bonded(*topology([(0, 1), (1, 2), (2, 3)])), lennard_jones(2.2, 0.1, 4.0)
+    initial = {"bond": {"k": [1.0] * 3, "r0": [2.0] * 3}, "angle": {"k": [1.0] * 2, "theta0": [1.9] * 2}}
+    initial |= {"dihedral": {"cosine": [[0.1]], "sine": [[0.1]]}}
+    chain = bonded(*topology([(0, 1), (1, 2), (2, 3)]), initial=initial)
+    pairs = lennard_jones(2.2, 0.1, 4.0)
     for parts in ((chain, pairs), (pairs, chain)):
         with pytest.raises(ValueError, match="whole molecules of 4"):
             require_whole_molecules(temperature_dependent(*parts, REFERENCE)(REFERENCE), np.array([6]), "frame {}")
