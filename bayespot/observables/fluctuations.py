@@ -138,7 +138,7 @@ def _at_constant_pressure(combine, name: str, unit: str) -> Observable:
         if not _volumes_vary(trajectories):
             raise ValueError(
                 f"The {name} is read from the fluctuations of the volume. Got runs whose box is constant. "
-                "Simulate at constant pressure (npt_nose_hoover)."
+                "Simulate at constant pressure (npt_nose_hoover, npt_langevin)."
             )
         return observable._replace(prepare=None)
 

@@ -11,8 +11,9 @@ The box follows a Langevin equation without inertia. A strain :math:`d\epsilon` 
           + \sqrt{\frac{2 kT}{3 B \tau V}}\; dW,
 
 where :math:`V\sigma = \partial U/\partial\epsilon`, and *W* is symmetric with unit variance along each of its six
-directions, so that the box does not turn. Strains of the diagonal, or of the volume alone, are the projections of this.
-Because the group of the matrices :math:`h` is unimodular, the process is reversible for the weight above; that its
+directions. No step turns the box; many steps do, a little, in the second order of the strains: over long runs take
+strains from :math:`h h^T`, which does not see that. Strains of the diagonal, or of the volume alone, are the
+projections of this. Because the group of the matrices :math:`h` is unimodular, the process is reversible for the weight above; that its
 noise depends on the volume takes just one :math:`kT/V` from the drift, which the measure :math:`dh` had brought in.
 
 Reference:
@@ -87,10 +88,11 @@ def npt_langevin(
             own) or ``"flexible"`` (all six strains; for crystals).
         tau_box: time in which the volume forgets, if the bulk modulus is ``modulus`` [internal time unit]; default
             500 ``dt``. The error of a step is of the order of ``dt/tau_box``.
-        modulus: roughly the bulk modulus B [eV/Å³]; it decides nothing but the pace.
+        modulus: roughly the bulk modulus B [eV/Å³]; if it is wrong, the time is ``tau_box`` × modulus/B.
 
     Raises:
-        ValueError: if a time, kT or modulus is not positive, the pressure not finite, or for an unknown kind of box.
+        ValueError: if a time, kT or modulus is not positive, the pressure not finite, for an unknown kind of box; in a
+            simulation, for a box that is open in some direction or left-handed.
     """
     tau_box = 500 * dt if tau_box is None else tau_box
     require_positive(kT=kT, dt=dt, gamma=gamma, tau_box=tau_box, modulus=modulus)
@@ -98,7 +100,8 @@ def npt_langevin(
         raise ValueError(f"pressure must be a finite number [eV/Å³]. Got {pressure}.")
     if box not in BOXES:
         raise ValueError(f"box must be one of {', '.join(BOXES)}. Got {box!r}.")
-    piston, keep = _Piston(box, kT, pressure, 1 / (3 * modulus * tau_box)), math.exp(-gamma * dt)
+    kT, pressure, dt, gamma = float(kT), float(pressure), float(dt), float(gamma)  # NumPy's would widen the state
+    piston, keep = _Piston(box, kT, pressure, 1 / float(3 * modulus * tau_box)), math.exp(-gamma * dt)
 
     def step(energy, state: BoxState) -> BoxState:
         key, of_atoms, of_box = jax.random.split(state.key, 3)
@@ -114,7 +117,7 @@ def npt_langevin(
         return replace(state, position=x, momentum=p + 0.5 * dt * force, force=force, box=h, excess=excess, key=key)
 
     spec = {"name": "npt_langevin", "kT": kT, "pressure": pressure, "dt": dt, "gamma": gamma, "box": box}
-    spec |= {"tau_box": tau_box, "modulus": modulus}
+    spec |= {"tau_box": float(tau_box), "modulus": float(modulus)}
     return Ensemble(partial(_first, piston), step, lambda n: 3 * n, dt, kT, spec, lambda state: state.box)
 
 

@@ -251,7 +251,7 @@ def _reseeded(key: Key, state: ReferenceState, log_weight: Float[Array, "n"]) ->
 
     One frame from each of R equal shares of the weight, in the order of the replicas: where the weights are equal, each
     goes on from a frame of its own. Independent draws would by and by leave descendants of one replica only. The
-    momenta stay, which do not depend on the positions.
+    momenta stay; what they still have to do with the positions ends with the equilibration.
     """
     moving = state.runs.state
     replicas = len(moving.position)

@@ -19,6 +19,7 @@ from bayespot.records.system import from_ase, heights, volume
 from bayespot.simulation import loop
 from bayespot.simulation.chunk import departure
 from bayespot.simulation.ensemble import _integrators, npt_nose_hoover
+from bayespot.simulation.npt_langevin import npt_langevin
 from bayespot.simulation.simulate import propagate, simulate
 from bayespot.tree import replace, take
 
@@ -26,6 +27,7 @@ FS, kB, GPa = units.fs, units.kB, units.GPa
 POTENTIAL = lennard_jones(sigma=3.4, epsilon=0.0104, cutoff=5.0)
 PARAMS = POTENTIAL.init(jax.random.key(0))
 FAST = npt_nose_hoover(40 * kB, 0.1 * GPa, 5 * FS, tau_box=600 * FS)
+NOISY = npt_langevin(40 * kB, 0.1 * GPa, 5 * FS, box="flexible", tau_box=600 * FS, modulus=1.0 * GPa)
 evaluate = jax.jit(energy_forces_stress(POTENTIAL))
 
 
@@ -33,10 +35,10 @@ def argon(a=5.3):
     return from_ase(bulk("Ar", cubic=True, a=a) * (2, 2, 2))
 
 
-def squeezed(params=PARAMS, **options):
+def squeezed(params=PARAMS, ensemble=FAST, **options):
     """300 steps of argon that starts much too wide."""
     options = {"steps": 300, "every": 60, "chunk": 120, "skin": 0.4, "progress": False} | options
-    return simulate(jax.random.key(0), POTENTIAL, params, argon(6.6), FAST, **options)
+    return simulate(jax.random.key(0), POTENTIAL, params, argon(6.6), ensemble, **options)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,6 @@ def test_frames_hold_the_energy_and_stress_of_their_box(squeezed_run):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_chunks_and_skins_do_not_change_the_path(squeezed_run):
     """Three chunks or one, lists remade often or rarely: rounding differences grow, but not to 1e-7 of the path."""
     other = squeezed(chunk=300, skin=0.2)
@@ -71,8 +72,9 @@ def test_chunks_and_skins_do_not_change_the_path(squeezed_run):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
-def test_resumes_with_the_box_of_the_checkpoint(squeezed_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ensemble", [FAST, NOISY], ids=["nose-hoover", "langevin"])
+def test_resumes_with_the_box_of_the_checkpoint(ensemble, tmp_path, monkeypatch):
+    whole = squeezed(ensemble=ensemble)
     original, calls = loop._repaired, []
     opened = loop.open_checkpoint
     monkeypatch.setattr(loop, "open_checkpoint", lambda folder, mark: opened(folder, mark, seconds_between=0.0))
@@ -85,10 +87,10 @@ def test_resumes_with_the_box_of_the_checkpoint(squeezed_run, tmp_path, monkeypa
 
     monkeypatch.setattr(loop, "_repaired", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        squeezed(checkpoint=tmp_path)
-    resumed = squeezed(checkpoint=tmp_path)
+        squeezed(ensemble=ensemble, checkpoint=tmp_path)
+    resumed = squeezed(ensemble=ensemble, checkpoint=tmp_path)
     assert len(calls) == 4
-    for one, other in zip(jax.tree.leaves(resumed), jax.tree.leaves(squeezed_run), strict=True):
+    for one, other in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -208,8 +210,9 @@ def test_refuses_what_makes_no_sense(make, message):
         make()
 
 
+@pytest.mark.parametrize("ensemble", [FAST, NOISY], ids=["nose-hoover", "langevin"])
 @pytest.mark.parametrize("turn", [np.diag([1.0, 1.0, 0.0]), np.diag([1.0, 1.0, -1.0])])
-def test_refuses_open_and_left_handed_boxes(turn):
+def test_refuses_open_and_left_handed_boxes(turn, ensemble):
     start = replace(argon(), box=argon().box @ turn)
     with pytest.raises(ValueError, match="periodic in all three directions and right-handed"):
-        simulate(jax.random.key(0), POTENTIAL, PARAMS, start, npt_nose_hoover(0.01, 0.0, 1.0), steps=10, every=10)
+        simulate(jax.random.key(0), POTENTIAL, PARAMS, start, ensemble, steps=10, every=10)
