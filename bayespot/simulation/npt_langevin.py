@@ -13,8 +13,9 @@ The box follows a Langevin equation without inertia. A strain :math:`d\epsilon` 
 where :math:`V\sigma = \partial U/\partial\epsilon`, and *W* is symmetric with unit variance along each of its six
 directions. No step turns the box; many steps do, a little, in the second order of the strains: over long runs take
 strains from :math:`h h^T`, which does not see that. Strains of the diagonal, or of the volume alone, are the
-projections of this. Because the group of the matrices :math:`h` is unimodular, the process is reversible for the weight above; that its
-noise depends on the volume takes just one :math:`kT/V` from the drift, which the measure :math:`dh` had brought in.
+projections of this. Because the group of the matrices :math:`h` is unimodular, the process is reversible for the weight
+above; that its noise depends on the volume takes just one :math:`kT/V` from the drift, which the measure :math:`dh` had
+brought in.
 
 Reference:
     Bernetti and Bussi, *J. Chem. Phys.* 153, 114107 (2020); Del Tatto, Raiteri and Bussi, *Appl. Sci.* 12, 1139 (2022).
