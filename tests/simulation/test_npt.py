@@ -46,6 +46,7 @@ def squeezed_run():
     return squeezed()
 
 
+@pytest.mark.slow
 def test_frames_hold_the_energy_and_stress_of_their_box(squeezed_run):
     """Far from the first box: lists for 13.2 Å look at one image per direction, below 10.8 Å two are needed."""
     frames = squeezed_run.frames

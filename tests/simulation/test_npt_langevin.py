@@ -36,7 +36,14 @@ def path(ensemble, energy, start, key, frames: int, every: int):
     return tuple(np.asarray(x) for x in states)
 
 
-@pytest.mark.parametrize(("box", "steps"), [("isotropic", 400), ("orthorhombic", 400), ("flexible", 200)])
+@pytest.mark.parametrize(
+    ("box", "steps"),
+    [
+        pytest.param("isotropic", 400, marks=pytest.mark.slow),
+        pytest.param("orthorhombic", 400, marks=pytest.mark.slow),
+        ("flexible", 200),
+    ],
+)
 def test_volumes_of_an_ideal_gas(box, steps):
     """V p/kT has the density of Gamma(N + 1): 3000 runs that start with it keep it, for up to four relaxation times.
 

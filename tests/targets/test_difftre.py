@@ -191,6 +191,7 @@ def test_replicas_start_anew_from_frames_drawn_by_their_weights(key):
     np.testing.assert_array_equal(unchanged.position, new.runs.state.position)
 
 
+@pytest.mark.slow
 def test_a_reseeded_replica_forgets_where_it_was_caught(key):
     """A double well along x with a barrier of 11 kT, tilted after the first simulation."""
 
