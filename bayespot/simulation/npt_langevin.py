@@ -43,7 +43,10 @@ class BoxState:
     """Atoms, their box, and what drives both; of one run, or of ``n``.
 
     Attributes:
-        position: [Å], momentum: and force: [eV/Å], ``(N, 3)``; mass: ``(N, 1)`` [amu].
+        position: ``(N, 3)`` [Å].
+        momentum: ``(N, 3)`` [amu Å / internal time unit].
+        force: ``(N, 3)`` [eV/Å], at the end of the last step.
+        mass: ``(N, 1)`` [amu].
         box: rows are the lattice vectors ``(3, 3)`` [Å].
         excess: internal pressure tensor without the kinetic part, −σ ``(3, 3)`` [eV/Å³], at the end of the last step.
         key: of the noise to come.
@@ -94,6 +97,9 @@ def npt_langevin(
     Raises:
         ValueError: if a time, kT or modulus is not positive, the pressure not finite, for an unknown kind of box; in a
             simulation, for a box that is open in some direction or left-handed.
+
+    Reference:
+        Bernetti and Bussi (2020); Del Tatto, Raiteri and Bussi (2022); see the module.
     """
     tau_box = 500 * dt if tau_box is None else tau_box
     require_positive(kT=kT, dt=dt, gamma=gamma, tau_box=tau_box, modulus=modulus)

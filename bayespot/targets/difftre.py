@@ -166,8 +166,8 @@ def _shape(observable: Observable, potential: Potential, run: ReferenceRun) -> t
 
 
 def _example(run: ReferenceRun) -> Frame:
-    start, zero = jax.tree.map(jnp.asarray, run.start), jnp.zeros((), jnp.result_type(float))
-    return Frame(start, jnp.zeros_like(start.position), zero, jnp.zeros((3, 3), zero.dtype))
+    zero = jnp.zeros((), jnp.result_type(float))
+    return Frame(run.start, jnp.zeros_like(run.start.position), zero, jnp.zeros((3, 3), zero.dtype))
 
 
 def _values(potential: Potential, frames: Frames, asked: dict[str, Observable], needs_stress: bool) -> Callable:

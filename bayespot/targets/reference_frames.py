@@ -256,7 +256,8 @@ def _reseeded(key: Key, state: ReferenceState, log_weight: Float[Array, "n"]) ->
     moving = state.runs.state
     replicas = len(moving.position)
     level = (jnp.arange(replicas) + jax.random.uniform(key, (replicas,), log_weight.dtype)) / replicas
-    chosen = jnp.searchsorted(jnp.cumsum(jax.nn.softmax(log_weight)), level)
+    weight = jax.nn.softmax(jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight))
+    chosen = jnp.searchsorted(jnp.cumsum(weight), level)
     drawn = state.position[jnp.minimum(chosen, len(log_weight) - 1)]
     position = jnp.where(state.simulations == 0, moving.position, drawn)
     return replace(state, runs=replace(state.runs, state=replace(moving, position=position)))

@@ -168,6 +168,13 @@ def test_new_frames_when_they_are_old(key, age):
     assert made == [int(n % age == 0) for n in range(7)]
 
 
+def test_frames_of_a_trajectory_may_be_the_start(key):
+    """They are arrays of NumPy, which traced code cannot index."""
+    run = spring_run(replicas=1, steps=20)
+    run = reference_run(jax.tree.map(np.asarray, run.start), run.ensemble, steps=20, every=10, skin=5.0, max_kT=100.0)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(run.start))
+
+
 def test_replicas_start_anew_from_frames_drawn_by_their_weights(key):
     target = target_of(spring_run(replicas=3, steps=100, reseed=True))
     *_, state, _ = target.value_and_grad(key, spring(), target.init(key, spring()), None)
@@ -186,6 +193,8 @@ def test_replicas_start_anew_from_frames_drawn_by_their_weights(key):
     assert np.mean(starts[:, 1] == 14) == pytest.approx(0.5, abs=4 * 0.5 / 200**0.5)
     # Of equal frames, each replica takes one of its own
     assert all([n // 10 for n in drawn(jnp.zeros(30), seed)] == [0, 1, 2] for seed in range(20))
+    # What has no energy at the parameters is not drawn
+    assert all(3 not in drawn(jnp.zeros(30).at[3].set(jnp.nan), seed) for seed in range(20))
     new = target.init(key, spring())
     unchanged = _reseeded(jax.random.key(2), new, jnp.full(30, jnp.nan)).runs.state
     np.testing.assert_array_equal(unchanged.position, new.runs.state.position)
