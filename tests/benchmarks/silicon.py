@@ -1,8 +1,10 @@
 """Real silicon: 214 PBE frames of mlearn, an ensemble of 8 and pSGLD from its members, and their errors by group.
 
+``--element Ge`` does the same with the 228 frames of germanium, by which no setting was chosen.
+
 Needs ``BAYESPOT_DATA``. Every pair of members stops early on its own eighth of the training file, so that together they
 see all of it. Whoever changes a setting looks at a tenth that is set aside before; ``--test`` trains on the whole file
-and gives the errors on the 17 frames of the test file.
+and gives the errors on the frames of the test file (17 of silicon, 18 of germanium).
 """
 
 import argparse
@@ -24,11 +26,13 @@ BURN_IN, DRAWS, THIN = 600, 8, 100
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--test", action="store_true", help="train on all, errors of the test file")
-    tested = parser.parse_args().test
+    parser.add_argument("--element", choices=["Si", "Ge"], default="Si")
+    options = parser.parse_args()
+    tested, element = options.test, options.element
     folder = Path(os.environ["BAYESPOT_DATA"]) / "dft_mlearn"
     begin = time.perf_counter()
     keys = jax.random.split(jax.random.key(0), 4)
-    data = bp.read(folder / "Si_train.extxyz", cutoff=CUTOFF)
+    data = bp.read(folder / f"{element}_train.extxyz", cutoff=CUTOFF)
     train, held_out = (data, None) if tested else bp.split_by_group(keys[0], data, (0.9, 0.1))
     potential = bp.add(bp.repulsion(cutoff=CUTOFF), bp.descriptor_mlp(train, cutoff=CUTOFF, hidden=HIDDEN))
     ensemble = bp.concatenate([_pair(key, potential, train) for key in jax.random.split(keys[1], 4)])
@@ -41,7 +45,7 @@ def main() -> None:
         steps=BURN_IN + DRAWS * THIN, burn_in=BURN_IN, thin=THIN,
     )  # fmt: skip
     sampled = time.perf_counter() - begin - trained
-    test = bp.read(folder / "Si_test.extxyz", cutoff=CUTOFF) if held_out is None else held_out
+    test = bp.read(folder / f"{element}_test.extxyz", cutoff=CUTOFF) if held_out is None else held_out
     for name, samples, duration in (("ensemble", ensemble, trained), ("psgld", psgld, sampled)):
         prediction = bp.predict(potential, bp.healthy(samples), test)
         rows = bp.prediction_errors(prediction, test)
@@ -50,6 +54,7 @@ def main() -> None:
         groups = {f"forces_rmse_{r.group}": r.rmse for r in rows if r.quantity == "forces" and r.group != "all"}
         report(
             f"silicon_{name}",
+            element=element,
             frames="test" if tested else "validation",
             seconds=duration,
             samples=len(samples),

@@ -22,11 +22,11 @@ class Member(NamedTuple):
 
 
 def small_dimenet() -> Potential:
-    return dimenet((14, 8), cutoff=3.6, width=8, blocks=2, radial=3, angular=4, output_width=8, output_layers=1)
+    return dimenet((14, 8), cutoff=3.6, width=8, blocks=1, radial=3, angular=4, output_width=8, output_layers=1)
 
 
 def small_descriptor_mlp() -> Potential:
-    return from_constants((14, 8), 4.0, 3, (8,), mean=(), std=(), shift={14: -5.4, 8: -2.0}, scale=2.0)
+    return from_constants((14, 8), 4.0, 2, (8,), mean=(), std=(), shift={14: -5.4, 8: -2.0}, scale=2.0)
 
 
 def four_bonded_atoms() -> Potential:

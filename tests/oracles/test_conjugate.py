@@ -38,6 +38,7 @@ def test_sgld_samples_the_exact_posterior(temperature):
     assert np.abs(correlation).max() < 4 / np.sqrt(5760)
 
 
+@pytest.mark.slow
 def test_preconditioned_by_posterior_variances_mixes_a_stiff_problem():
     # Condition number 1000; with G = Σ_ii·N every direction has a rate of order ε; ε = 0.02 gives 64 × 36 000 × ε/2
     # ≥ 10⁴ effective draws where G is exact; correlated directions are slower, hence 6 %.

@@ -287,6 +287,7 @@ def test_a_dihedral_that_hardly_moves_stays_near_its_place():
     np.testing.assert_allclose(curvature, KT / 0.1**2, rtol=0.25)
 
 
+@pytest.mark.slow
 def test_periodic_data_and_arrays_give_the_same():
     position = np.stack([chains(3, seed) for seed in range(6)])
     box = 3 * BOX

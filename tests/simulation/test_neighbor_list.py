@@ -109,6 +109,7 @@ def test_overflow_is_flagged_and_larger_is_enough(case):
         assert found(sys, listed) == found(sys, exact)
 
 
+@pytest.mark.slow
 def test_a_list_of_nearly_all_candidates_holds_them_all_and_cannot_overflow():
     rng = np.random.default_rng(5)
     sys = system(rng.uniform(size=(40, 3)) * 9.0, [6] * 40, 9.0 * np.eye(3))

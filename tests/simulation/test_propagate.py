@@ -100,6 +100,7 @@ def test_runs_are_independent_and_repeatable(runs):
     assert same(again, runs)
 
 
+@pytest.mark.slow
 def test_chunks_and_equilibration_do_not_change_the_path(runs):
     whole = propagate(
         jax.random.key(3), POTENTIAL, posterior(), argon(), ENSEMBLE, replicas=2, batch_size=1, steps=20, every=10,
@@ -127,6 +128,7 @@ def test_overflow_repairs_itself(runs, monkeypatch):
     np.testing.assert_allclose(position(repaired), position(runs), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_thin_skin_gives_the_same_path(runs):
     # A skin of 0.1 Å is left within a few steps, so that lists are made all the time.
     thin = propagate(

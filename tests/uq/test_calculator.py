@@ -201,6 +201,7 @@ def total_energies(silicon, femtoseconds, steps):
     return np.array(energies)
 
 
+@pytest.mark.slow
 def test_nve_conserves_energy(silicon):
     """Velocity Verlet keeps a modified energy that differs from the real one by a function of the state times dt².
 

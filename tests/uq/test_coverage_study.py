@@ -45,6 +45,7 @@ def test_a_right_posterior_is_right_as_often_as_it_says():
     assert all(words in str(study) for words in ("square", "90 %", f"{SETS} data sets"))
 
 
+@pytest.mark.slow
 def test_a_posterior_that_is_too_narrow_is_found_out():
     study = studied(0.25 * ERROR)
     assert float(study.curves[0].observed[1]) < 0.9 - 3 * np.sqrt(0.9 * 0.1 / SETS)

@@ -227,6 +227,7 @@ def test_members_take_the_memory_of_the_host_once():
     np.testing.assert_allclose(np.sum(recalibrated.params["potential"]["coefficient"], 1), 1.0, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_recalibrated_samples_drive_dynamics(frames):
     """The sum of recalibrated and kinetic energy stays, for every sample on its own trajectory."""
     start = take(frames.system, 0)
