@@ -237,7 +237,8 @@ def _plan(steps: int, burn_in: int, thin: int, keep: Callable[[int], bool] | Non
             f"`keep` must keep at least one of the draws after {burn_in + thin}, … {steps} steps. Got none."
         )
     cpu = jax.default_backend() == "cpu"
-    chunk = min(1000, max(25 if cpu else 100, -(-steps // 100)))  # an accelerator makes these in a moment
+    fewest = min(25, -(-steps // 12)) if cpu else 100  # few steps are slow ones; an accelerator makes these in a moment
+    chunk = min(1000, max(fewest, -(-steps // 100)))
     ends = tuple(sorted(draws | set(range(chunk, steps, chunk)) | ({burn_in} if burn_in else set()) | {steps}))
     lengths = [b - a for a, b in pairwise((0, *ends))]
     return Plan(ends, draws, max(lengths), 0 if cpu else mode(lengths))

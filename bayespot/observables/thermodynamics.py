@@ -1,6 +1,7 @@
-"""Thermodynamics: temperature, energies, pressure, density."""
+"""Thermodynamics: temperature, energies, pressure, stress, density."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from bayespot import units
 from bayespot.observables.observable import Observable, average
@@ -66,6 +67,32 @@ def pressure() -> Observable:
         return observable._replace(prepare=None)
 
     observable = Observable(frame, average, "pressure", "GPa", prepare=prepare)
+    return observable
+
+
+def stress_tensor() -> Observable:
+    r"""Stress [GPa] with the momentum of the atoms, its six components in the order xx, yy, zz, yz, xz, xy (Voigt's),
+
+    .. math:: \sigma_{ij} = \sigma_{ij}^\mathrm{pot} - \frac1V \sum_a m_a v_{a,i} v_{a,j} .
+
+    Positive under tension, as in ASE; minus a third of the trace is the ``pressure``.
+
+    Raises:
+        ValueError: in ``observe``, for a box that is open in some direction.
+    """
+    row, column = np.array([0, 1, 2, 1, 0, 0]), np.array([0, 1, 2, 2, 2, 1])
+
+    def frame(frame: Frame) -> Float[Array, "6"]:
+        v, mass = frame.velocity, jnp.where(frame.system.species > 0, masses(frame.system), 0.0)
+        flow = jnp.einsum("n,ni,nj->ij", mass.astype(v.dtype), v, v, precision="highest") / volume(frame.system.box)
+        return (frame.stress - flow)[row, column] / units.GPa
+
+    def prepare(trajectories: Trajectory) -> Observable:
+        require_volume(trajectories, "stress_tensor")
+        return observable._replace(prepare=None)
+
+    voigt = np.array([11.0, 22.0, 33.0, 23.0, 13.0, 12.0])
+    observable = Observable(frame, average, "stress", "GPa", voigt, "components", prepare=prepare)
     return observable
 
 

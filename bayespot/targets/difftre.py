@@ -92,10 +92,10 @@ def difftre(
             observable's, observables that the start cannot serve, or that ask another potential.
     """
     observables = _checked(measurements, potential, run)
-    kept = {name: o for name, o in observables.items() if not _moves(o, run)}
-    frames = frames_of(potential, run)
-    ref = references(potential, run, frames, lambda frame: {name: o.frame(frame) for name, o in kept.items()})
+    kept = {name: o.frame for name, o in observables.items() if not _moves(o, run)}
     asked = {name: o for name, o in observables.items() if name not in kept}
+    frames = frames_of(potential, run)
+    ref = references(potential, run, frames, kept, slopes=not asked)  # gradients of values hold those of the energies
     values = _values(potential, frames, asked, any(_moves(o, run, ("stress",)) for o in asked.values()))
     likelihood = _likelihood(observables, measurements, run)
 
@@ -107,7 +107,7 @@ def difftre(
         fresh = state.simulations > old.simulations
         scored = jax.value_and_grad(likelihood, (0, 1), has_aux=True)
         (value, told), cotangents = scored(energy, found, weight, state.kept, fresh)
-        if asked or slopes is None:
+        if slopes is None:
             slope = pulled_back(lambda p, n: values(p, state, n), own, number, cotangents)
         else:
             slope = contracted(slopes, cotangents[0])

@@ -19,6 +19,7 @@ from bayespot.observables.thermodynamics import (
     energy_per_atom,
     kinetic_energy,
     pressure,
+    stress_tensor,
     temperature,
 )
 from bayespot.potentials.repulsion import repulsion
@@ -41,6 +42,7 @@ OBSERVABLES = {
     "kinetic energy": kinetic_energy(),
     "energy": energy_per_atom(),
     "pressure": pressure(),
+    "stress tensor": stress_tensor(),
     "density": density(),
     "heat capacity": heat_capacity(0.5, constraints=3),
     "elastic constants": elastic_constants(repulsion(3.0), 0.5, params={}),
@@ -56,7 +58,7 @@ OBSERVABLES = {
     "vdos": vibrational_density_of_states(3 * EVERY, EVERY),
 }
 DYNAMICS = {"msd", "msd species", "diffusion", "vacf", "vacf species", "vdos"}  # these refuse weights
-TENSORS = {"elastic constants"}  # their components refer to the axes
+TENSORS = {"elastic constants", "stress tensor"}  # their components refer to the axes
 # Run with the slow tests only: what they do, others do too, or (elastic constants) they take long to compile.
 ALIKE = {
     "free energy surface",

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from bayespot import units
 from bayespot.observables.fluctuations import heat_capacity
@@ -13,6 +16,7 @@ from bayespot.observables.thermodynamics import (
     energy_per_atom,
     kinetic_energy,
     pressure,
+    stress_tensor,
     temperature,
 )
 from bayespot.records.system import System
@@ -56,6 +60,19 @@ def test_pressure_has_the_opposite_sign_of_tension():
     stress = jnp.diag(jnp.array([1.0, 2.0, 6.0])) * units.GPa
     run = replace(run, frames=replace(run.frames, stress=jnp.stack([stress, 3 * stress])))
     assert value(pressure(), run) == pytest.approx(-6.0, rel=1e-12)  # mean of −3 and −9 GPa
+
+
+def test_the_stress_tensor_is_that_of_ase():
+    run = gas(atoms=20)
+    given = np.random.default_rng(4).normal(size=(3, 3))
+    run = replace(run, frames=replace(run.frames, stress=jnp.asarray(given + given.T)[None]))
+    atoms = Atoms("Ar20", cell=30.0 * np.eye(3), pbc=True, positions=run.frames.system.position[0])
+    atoms.set_masses(np.full(20, 39.948))
+    atoms.set_velocities(run.frames.velocity[0])  # ASE's unit of time is that of amu, Å and eV, as here
+    atoms.calc = SinglePointCalculator(atoms, stress=full_3x3_to_voigt_6_stress(given + given.T))
+    expected = atoms.get_stress(include_ideal_gas=True) / units.GPa
+    np.testing.assert_allclose(value(stress_tensor(), run), expected, rtol=1e-12)
+    assert value(pressure(), run) == pytest.approx(-expected[:3].mean(), rel=1e-12)
 
 
 def test_pressure_of_an_open_box_is_refused():

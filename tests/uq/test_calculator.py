@@ -206,8 +206,7 @@ def test_nve_conserves_energy(silicon):
     """Velocity Verlet keeps a modified energy that differs from the real one by a function of the state times dt².
 
     So along one path the fluctuations are four times smaller at half the step, and there is no drift: the energy of the
-    second half of the run is that of the first within the fluctuation. Forces that are not the gradient of the energy
-    (of the mean of something else, or of a list that lacks a pair) would add what does not shrink, and drift.
+    second half of the run is that of the first within the fluctuation. Forces of something else would add what stays.
 
     Of a harmonic oscillator the energy p²/2m + mω²x²/2 · (1 − (ωdt)²/4) is kept, so that its energy E fluctuates by
     less than (ωdt)²/8 · E; the fastest vibration of silicon has 16 THz, of this potential about 18.
