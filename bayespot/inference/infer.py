@@ -230,14 +230,17 @@ def _checked_rows(rows, chains: int, frames: int, batch_size: int | None) -> np.
 
 
 def _plan(steps: int, burn_in: int, thin: int, keep: Callable[[int], bool] | None = None) -> Plan:
-    """Draws end a segment, and in between a segment is about a hundredth of the run, so that progress is seen."""
+    """Draws end a segment, and in between a segment is a hundredth of the run, so that progress is seen.
+
+    On a CPU it has 25 steps or more, of short runs, whose steps tend to be slow ones, a twelfth; on an accelerator 100.
+    """
     draws = frozenset(n for n in range(burn_in + thin, steps + 1, thin) if keep is None or keep(n))
     if not draws:
         raise ValueError(
             f"`keep` must keep at least one of the draws after {burn_in + thin}, … {steps} steps. Got none."
         )
     cpu = jax.default_backend() == "cpu"
-    fewest = min(25, -(-steps // 12)) if cpu else 100  # few steps are slow ones; an accelerator makes these in a moment
+    fewest = min(25, -(-steps // 12)) if cpu else 100
     chunk = min(1000, max(fewest, -(-steps // 100)))
     ends = tuple(sorted(draws | set(range(chunk, steps, chunk)) | ({burn_in} if burn_in else set()) | {steps}))
     lengths = [b - a for a, b in pairwise((0, *ends))]

@@ -92,10 +92,10 @@ def difftre(
             observable's, observables that the start cannot serve, or that ask another potential.
     """
     observables = _checked(measurements, potential, run)
-    kept = {name: o.frame for name, o in observables.items() if not _moves(o, run)}
+    kept = {name: o for name, o in observables.items() if not _moves(o, run)}
     asked = {name: o for name, o in observables.items() if name not in kept}
-    frames = frames_of(potential, run)
-    ref = references(potential, run, frames, kept, slopes=not asked)  # gradients of values hold those of the energies
+    frames = _energies_alone(frames_of(potential, run)) if asked else frames_of(potential, run)
+    ref = references(potential, run, frames, lambda frame: {name: o.frame(frame) for name, o in kept.items()})
     values = _values(potential, frames, asked, any(_moves(o, run, ("stress",)) for o in asked.values()))
     likelihood = _likelihood(observables, measurements, run)
 
@@ -122,6 +122,11 @@ def difftre(
         return ref.share(params["potential"], state)
 
     return Target(starting(potential), init, value_and_grad, no_metrics, 1, potential.spec, frames=False, share=share)
+
+
+def _energies_alone(frames: Frames) -> Frames:
+    """Without gradients: where values depend on the parameters, theirs and those of the energies are taken together."""
+    return frames._replace(slopes=lambda params, state: (frames.energies(params, state), None))
 
 
 def _checked(measurements: Mapping[str, Measurement], potential: Potential, run: ReferenceRun) -> dict[str, Observable]:

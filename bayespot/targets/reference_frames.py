@@ -14,9 +14,8 @@ Reference:
     Thaler and Zavadlav, *Nat. Commun.* 12, 6884 (2021).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -35,9 +34,6 @@ from bayespot.simulation.chunk import Run, batch_chunk, starter
 from bayespot.targets.reference_run import ReferenceRun
 from bayespot.tree import record, replace
 from bayespot.typing import Array, Float, Key, Params, PyTree, Scalar
-
-Functions = Mapping[str, Callable[[Frame], Array]]
-NOTHING: Functions = MappingProxyType({})
 
 MOST_SLOPES = 2**24  # numbers that gradients of all frames may hold, 64 MB; above that, they are computed twice
 
@@ -138,7 +134,7 @@ def frames_of(potential: Potential, run: ReferenceRun) -> Frames:
 
 
 def references(
-    potential: Potential, run: ReferenceRun, frames: Frames, keep: Functions = NOTHING, slopes: bool = True
+    potential: Potential, run: ReferenceRun, frames: Frames, keep: Callable[[Frame], PyTree] = lambda frame: ()
 ) -> References:
     """What a target that simulates does with its reference run.
 
@@ -146,13 +142,11 @@ def references(
         potential: that drives the simulations.
         run: how.
         frames: of both.
-        keep: functions of a frame (without energy and stress) whose values are stored with the frames.
-        slopes: whether gradients of the energies are wanted.
+        keep: function of a frame (without energy and stress) whose values are stored with the frames.
     """
     start, number = run.start, run.replicas * run.frames
     begin = starter(run.ensemble._replace(spec=()), run.replicas)
     advance = _simulation(potential, run, frames)
-    evaluated = frames.slopes if slopes else lambda params, state: (frames.energies(params, state), None)
 
     def first(key: Key) -> Run:
         replica = jnp.arange(run.replicas, dtype=jnp.int32)
@@ -160,21 +154,19 @@ def references(
 
     like = jax.eval_shape(first, jax.eval_shape(lambda: jax.random.key(0)))
 
-    def values(state: ReferenceState, n) -> dict[str, Array]:
-        return {name: function(frames.frame(state, n)) for name, function in keep.items()}
-
     def init(key: Key) -> ReferenceState:
-        position, zero = jnp.zeros((number, *start.position.shape), start.position.dtype), jnp.zeros((), jnp.int32)
+        position = jnp.zeros((number, *start.position.shape), start.position.dtype)
         energy = jnp.full(number, jnp.nan, jnp.result_type(float))
-        state = ReferenceState(_numbers(first(key)), position, position, energy, {}, zero, zero, zero)
-        shapes = jax.eval_shape(jax.vmap(partial(values, state)), jnp.arange(number))
+        zero = jnp.zeros((), jnp.int32)
+        state = ReferenceState(_numbers(first(key)), position, position, energy, (), zero, zero, zero)
+        shapes = jax.eval_shape(jax.vmap(lambda n: keep(frames.frame(state, n))), jnp.arange(number))
         return replace(state, kept=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
 
     def weights(found: Array, state: ReferenceState) -> Array:
         return weights_of((found - state.energy).reshape(run.replicas, -1), run.ensemble.kT)
 
     def refreshed(key: Key, params: Params, state: ReferenceState):
-        found, slope = evaluated(params, state)
+        found, slopes = frames.slopes(params, state)
         weight = weights(found, state)
         worn = ~(share_of(weight) >= run.min_share) | (state.age >= run.max_age)
         # Where a simulation failed there is nothing to go on from.
@@ -183,13 +175,13 @@ def references(
         def new():
             begin = _reseeded(key, state, (state.energy - found) / run.ensemble.kT) if run.reseed else state
             made = advance(partial(_keys, jax.random.key_impl(key), like), params, begin)
-            made = replace(made, kept=jax.lax.map(partial(values, made), jnp.arange(number)))
+            made = replace(made, kept=jax.lax.map(lambda n: keep(frames.frame(made, n)), jnp.arange(number)))
             equal = jnp.where(jnp.isfinite(made.energy), 1.0 / run.frames, jnp.nan).astype(weight.dtype)
-            steep = evaluated(params, made)[1] if slopes else None
-            both = (made, made.energy, steep, equal.reshape(weight.shape)), (state, found, slope, weight)
+            steep = frames.slopes(params, made)[1]
+            both = (made, made.energy, steep, equal.reshape(weight.shape)), (state, found, slopes, weight)
             return jax.tree.map(lambda a, b: jnp.where(due, a, b), *both)
 
-        after, *rest = jax.lax.cond(any_together(due), new, lambda: (state, found, slope, weight))
+        after, *rest = jax.lax.cond(any_together(due), new, lambda: (state, found, slopes, weight))
         return replace(after, age=after.age + 1), *rest
 
     def share(params: Params, state: ReferenceState) -> Scalar:

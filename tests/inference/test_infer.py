@@ -101,6 +101,13 @@ def test_independent_minibatches_repeat_frames_within_an_epoch(key):
         minibatches(key, np.broadcast_to(np.arange(20), (1, 20)), 5, "bootstrap")
 
 
+@pytest.mark.parametrize(("steps", "segments"), [(5, 5), (40, 10), (120, 12), (300, 12), (2000, 80), (10_000, 100)])
+def test_segments_of_short_runs_are_short(steps, segments):
+    """Steps that simulate take seconds: forty of them show more than two points."""
+    ends = module._plan(steps, 0, steps).ends
+    assert (len(ends), ends[-1]) == (segments, steps)
+
+
 class Stop(Exception):
     pass
 

@@ -37,7 +37,13 @@ def target_of(run, observable=SQUARE, value=0.5, uncertainty=0.1, prior=None):
     return difftre(SPRING, run, {"it": Measurement(observable, value, uncertainty)}, prior)
 
 
-@pytest.mark.parametrize("observable", [SQUARE, energy_per_atom()], ids=["position", "energy"])
+ASKING = Observable(  # the potential for its parameters
+    SQUARE.frame, average, "k x²", "eV",
+    parametric=lambda frame, params: params["k"] * (frame.system.position**2).mean(), spec=SPRING.spec,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("observable", [SQUARE, energy_per_atom(), ASKING], ids=["position", "energy", "asking"])
 @pytest.mark.parametrize("k", [2.0, 2.1], ids=["reference", "reweighted"])
 def test_the_gradient_is_that_of_the_ensemble_average(key, observable, k):
     run = spring_run(replicas=1, min_share=0.5)
@@ -50,7 +56,8 @@ def test_the_gradient_is_that_of_the_ensemble_average(key, observable, k):
     r2 = ((x - 0.3) ** 2).sum(1)
     weight = np.exp(-0.5 * (k - 2.0) * r2 / KT)
     weight /= weight.sum()
-    o, slope = ((x**2).mean(1), 0.0) if observable is SQUARE else (0.5 * k * r2, 0.5 * r2)
+    x2 = (x**2).mean(1)
+    o, slope = {"x²": (x2, 0.0), "energy": (0.5 * k * r2, 0.5 * r2), "k x²": (k * x2, x2)}[observable.name]
     mean = weight @ o
     change = weight @ (slope * np.ones_like(o)) - (weight @ (o * 0.5 * r2) - mean * (weight @ (0.5 * r2))) / KT
     np.testing.assert_allclose(value, -0.5 * ((mean - 0.5) / 0.1) ** 2, rtol=1e-9)
