@@ -44,6 +44,7 @@ def silicon_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("silicon_file")
 def test_ten_lines(lines, capsys):
     for long, short in SMALLER.items():

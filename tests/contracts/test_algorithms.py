@@ -93,7 +93,9 @@ STEPPED = {
 }
 
 
-@pytest.mark.parametrize("name", STEPPED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("sggmc", "amagold") else n for n in STEPPED]
+)
 def test_a_step_size_may_be_a_number(name):
     for wrong in (0.0, -0.1, np.nan):
         with pytest.raises(ValueError, match="step size must be positive"):

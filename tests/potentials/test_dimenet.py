@@ -128,6 +128,7 @@ def test_reverse_slots_point_back():
         np.testing.assert_allclose(vectors[index[i, s], slots[i, s]], -vectors[i, s], atol=1e-13)
 
 
+@pytest.mark.slow
 def test_lists_of_simulations_give_the_same_energies():
     """Each edge's reverse is in them too: at the update, and as long as no atom has left half the skin."""
     potential, sys, skin = small((8, 14)), compressed(), 0.5

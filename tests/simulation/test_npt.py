@@ -123,6 +123,7 @@ def test_a_box_that_collapses_is_unstable():
     assert edges[-1] < 0.7 * 10.6
 
 
+@pytest.mark.slow
 def test_a_list_holds_all_pairs_while_what_is_gone_is_below_half_the_skin():
     """Random deformations and displacements up to that limit, in a skewed cell of random atoms."""
     rng, cutoff, skin = np.random.default_rng(0), 4.0, 0.6

@@ -117,6 +117,7 @@ def test_numbers_of_numpy_do_not_widen_a_state():
     json.dumps(ensemble.spec)
 
 
+@pytest.mark.slow
 def test_frames_hold_the_energy_and_stress_of_their_box():
     """Argon that starts too wide, in public: neighbour lists follow a box that shears."""
     potential = lennard_jones(sigma=3.4, epsilon=0.0104, cutoff=5.0)

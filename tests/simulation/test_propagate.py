@@ -84,6 +84,7 @@ def test_results_do_not_depend_on_batches(runs):
     np.testing.assert_allclose(position(batched), position(runs), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_one_run_is_the_first_of_many(runs):
     params = take(posterior().params["potential"], 0)
     single = simulate(jax.random.key(3), POTENTIAL, params, argon(), ENSEMBLE, **OPTIONS)

@@ -275,6 +275,7 @@ def test_several_chains_batched_or_one_by_one_with_a_prior(key):
     assert len(np.unique(np.asarray(one.params["potential"]["k"]))) == 12
 
 
+@pytest.mark.slow
 def test_a_list_too_short_makes_the_chain_unstable(key):
     run = reference_run(
         system(np.array([[0, 0, 0], [2.5, 0, 0]]), [18, 18], 12.0 * np.eye(3)),

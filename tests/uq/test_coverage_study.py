@@ -34,6 +34,7 @@ def studied(width):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_right_posterior_is_right_as_often_as_it_says():
     study = studied(ERROR)
     # 32 independent data sets: within three standard deviations of a binomial distribution (0.27 and 0.16).
