@@ -25,10 +25,24 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 collect_ignore = ["benchmarks"]  # programs, which set JAX up as they need it
 
 
+# Members of contracts that take seconds in one test: there they run with the slow tests, in all others by default.
+SLOW_MEMBERS = (
+    "test_translation_changes_nothing_and_rotation_turns_the_forces[dimenet-crystal]",
+    "test_smooth_where_a_neighbour_crosses_the_cutoff[dimenet]",
+    "test_vmap_over_parameters_equals_a_loop[dimenet]",
+    "test_float32_agrees_with_float64[dimenet]",
+    *(f"test_batched_chains_equal_sequential_ones[{n}]" for n in ("sgnht", "sggmc", "amagold", "replica exchange")),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """The files with the longest tests first, so that no worker is left alone with them at the end."""
     long = ("test_cli.py", "test_readme.py", "test_ensembles.py")
     items.sort(key=lambda item: item.path.name not in long)
+    for item in items:
+        if item.name in SLOW_MEMBERS:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="module")

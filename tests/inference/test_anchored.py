@@ -30,7 +30,7 @@ def members(labels: str, number: int = 4000) -> np.ndarray:
     return np.asarray(infer(jax.random.key(2), algorithm, start, DATA, **options).params["a"])
 
 
-@pytest.mark.parametrize("labels", ["perturbed", "given"])
+@pytest.mark.parametrize("labels", ["perturbed", pytest.param("given", marks=pytest.mark.slow)])
 def test_members_of_linear_regression_are_draws_of_the_posterior(labels):
     # 4000 independent members of 3 coordinates, whitened with the exact covariance: the standard error of a mean and of
     # a covariance is 1/√4000 = 1.6 %, of a variance √2 times that. None of 9 numbers beyond 5 of them: 1 − 5e-6.

@@ -224,6 +224,7 @@ def test_schedules_have_the_published_values():
         polynomial(0.001, 0.05, 1000)
 
 
+@pytest.mark.slow
 def test_diagnostics_tell_agreeing_chains_from_disagreeing_ones(key):
     samples = infer(
         key, sgld(TARGET, constant(1e-2)), started(4), DATA, steps=120, burn_in=20, thin=2,

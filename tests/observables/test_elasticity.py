@@ -187,6 +187,7 @@ def test_equivalent_components_are_averaged(symmetry, expected):
     assert len(observable.coordinate) == len(expected)
 
 
+@pytest.mark.slow
 def test_every_sample_has_its_own_parameters():
     """Two equal frames do not fluctuate: what remains beside the ideal gas is proportional to the strength."""
     potential, kT = soft(), 0.2

@@ -25,6 +25,7 @@ def value(observable, systems):
     return np.asarray(observe(observable, run_of(systems), blocks=1).value[0, 0])
 
 
+@pytest.mark.slow
 def test_rdf_of_an_ideal_gas_is_one_minus_one_over_n():
     rng = np.random.default_rng(0)
     n, frames, edge = 20, 2000, 10.0

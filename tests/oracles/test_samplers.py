@@ -68,7 +68,7 @@ def draws(algorithm, batch_size, steps=2_400, **options):
     return infer(jax.random.key(1), algorithm, at_mode(), DATA, progress=False, **arguments)
 
 
-LONG = ("sggmc", "amagold", "sghmc, control variates")  # their frames of one minibatch count twice or more
+LONG = ("sggmc", "amagold", "sghmc, control variates", "sgnht per leaf")  # their frames of one minibatch count twice or more
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in SAMPLERS])
@@ -116,6 +116,7 @@ def test_what_is_not_a_number_is_not_frozen():
     assert (np.asarray(samples.status) == 2).all()
 
 
+@pytest.mark.slow
 def test_a_lost_hot_copy_is_a_lost_chain():
     target, data = mixture(0.7)
     make_algorithm = lambda t: sgld(target, constant(0.01 * 32), temperature=t)  # noqa: E731

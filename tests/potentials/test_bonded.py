@@ -317,6 +317,7 @@ def test_what_cannot_be_inverted_is_refused():
         bonded_from_data(np.zeros((4, 2, 3)), topology([(0, 1)]), 0.0)
 
 
+@pytest.mark.slow
 def test_bonds_of_alanine_dipeptide_have_the_stiffness_of_their_forces(data_folder):
     """The mean force along a bond has the slope −kT/variance (Yvon's theorem, up to 2 var/r² < 0.1 %).
 

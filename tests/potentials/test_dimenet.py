@@ -216,7 +216,7 @@ def test_interaction_equals_loops_over_triplets():
     np.testing.assert_allclose(value[mask], expected[mask], atol=1e-11)
 
 
-@pytest.mark.parametrize(("blocks", "sees_angles"), [(0, False), (1, True)])
+@pytest.mark.parametrize(("blocks", "sees_angles"), [pytest.param(0, False, marks=pytest.mark.slow), (1, True)])
 def test_angles_are_seen_where_distances_alone_say_nothing(blocks, sees_angles):
     """Bending a molecule whose ends are out of each other's sight."""
     potential = small(blocks=blocks)

@@ -76,6 +76,7 @@ def test_at_the_reference_all_weights_are_equal(key):
     np.testing.assert_allclose(second["chi2"], first["chi2"], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_known_derivative_of_a_harmonic_average(key):
     """⟨(x − c)²⟩ = kT/k. Over 120 seeds half as many frames gave a relative standard deviation of 0.082."""
     target = target_of(spring_run(replicas=4, steps=8000), value=0.0, uncertainty=1.0)
@@ -185,6 +186,7 @@ def test_frames_of_a_trajectory_may_be_the_start(key):
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(run.start))
 
 
+@pytest.mark.slow
 def test_replicas_start_anew_from_frames_drawn_by_their_weights(key):
     target = target_of(spring_run(replicas=3, steps=100, reseed=True))
     *_, state, _ = target.value_and_grad(key, spring(), target.init(key, spring()), None)

@@ -69,7 +69,8 @@ def by_hand(params, data, loss):
     return result + stats.norm(0, 2.0).logpdf([float(potential["sigma"]), *potential["epsilon"]]).sum()
 
 
-@pytest.mark.parametrize("loss", ["nll", pytest.param("crps", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["nll", "crps"])
 def test_the_score_is_the_sum_by_hand(key, loss):
     data = frames([8, 12, 10])
     data = replace(data, has_energy=jnp.array([True, False, True]), has_forces=jnp.array([True, True, False]))

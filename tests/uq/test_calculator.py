@@ -276,6 +276,7 @@ def test_changing_neighbours_and_parameters_rarely_compile(silicon):
     assert compiled._cache_size() - before <= len({capacity(w) for w in widths}) - 1 < 3
 
 
+@pytest.mark.slow
 def test_number_and_species_of_the_atoms_may_change():
     calc, atoms = networks(), FRAMES["molecule"].copy()
     whole, alike = calc.get_potential_energy(atoms), Atoms("Si4", atoms.positions)

@@ -91,7 +91,8 @@ def test_common_parts_of_neighbouring_blocks_are_corrected_for():
     assert single.mean() == pytest.approx(exact, rel=0.06)
 
 
-@pytest.mark.parametrize("correlation", [1e-9, pytest.param(0.25, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("correlation", [1e-9, 0.25])
 def test_the_sampling_error_of_a_scalar_is_right_on_average(correlation):
     """The correlation of blocks is known to 1/8 only; an estimate that may only be positive gave 16 % too much."""
     obs, exact = of_correlated_blocks(correlation)
