@@ -68,7 +68,8 @@ def draws(algorithm, batch_size, steps=2_400, **options):
     return infer(jax.random.key(1), algorithm, at_mode(), DATA, progress=False, **arguments)
 
 
-LONG = ("sggmc", "amagold", "sghmc, control variates", "sgnht per leaf")  # their frames of one minibatch count twice or more
+# Frames of one minibatch count twice or more, or (per leaf) another one does nearly the same.
+LONG = ("sggmc", "amagold", "sghmc, control variates", "sgnht per leaf")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in SAMPLERS])

@@ -79,7 +79,9 @@ def slope(beads: Mapping, position, forces) -> float:
     return (x @ f) / (x @ x)
 
 
-@pytest.mark.parametrize("weights", [[0.8, 0.2], *(pytest.param(w, marks=pytest.mark.slow) for w in ([0.5, 0.5], [1.0, 0.0]))])
+@pytest.mark.parametrize(
+    "weights", [[0.8, 0.2], *(pytest.param(w, marks=pytest.mark.slow) for w in ([0.5, 0.5], [1.0, 0.0]))]
+)
 def test_mean_force_is_that_of_the_coarse_grained_coordinate(weights):
     """The coordinate is Gaussian: its potential of mean force has the curvature kT/variance.
 

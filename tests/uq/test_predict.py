@@ -147,7 +147,10 @@ def labelled(key_seed, sigma_model, sigma_noise, samples, promised=1.0):
     return prediction, replace(data, energy=jnp.asarray(truth * n), has_energy=jnp.ones(400, bool))
 
 
-@pytest.mark.parametrize(("model", "noise"), [(0.02, 0.02), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((0.02, 0.001), (0.001, 0.02)))])
+@pytest.mark.parametrize(
+    ("model", "noise"),
+    [(0.02, 0.02), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((0.02, 0.001), (0.001, 0.02)))],
+)
 def test_honest_uncertainties_are_found_honest(model, noise):
     prediction, data = labelled(5, model, noise, 8)
     got = coverage(prediction, data, "energy", [0.5, 0.8, 0.95])
