@@ -137,9 +137,8 @@ def test_network_two_samples_at_a_time():
 def test_ase_finds_forces_and_stress_of_the_mean_consistent(silicon):
     silicon.set_cell(silicon.cell @ np.array([[1.01, 0.02, 0], [0, 0.98, 0.01], [0, 0, 1.0]]), scale_atoms=True)
     silicon.calc = calculator(SW, scattered(SW))
-    few = [0, 5]
-    numerical = calculate_numerical_forces(silicon, eps=1e-4, iatoms=few)
-    np.testing.assert_allclose(silicon.get_forces()[few], numerical, atol=1e-6)
+    numerical = calculate_numerical_forces(silicon, eps=1e-4, iatoms=[0, 5])
+    np.testing.assert_allclose(silicon.get_forces()[[0, 5]], numerical, atol=1e-6)
     np.testing.assert_allclose(silicon.get_stress(), calculate_numerical_stress(silicon, eps=1e-5), atol=1e-7)
     assert silicon.get_potential_energy(force_consistent=True) == silicon.get_potential_energy()
 
