@@ -22,6 +22,7 @@ import numpy as np
 from bayespot.batching import default_batch_size, over_batches, within_memory
 from bayespot.errors import Status
 from bayespot.observables.shared_frames import shared_averages
+from bayespot.records.dataset import Dataset
 from bayespot.records.interval import Observed
 from bayespot.records.posterior import PosteriorSamples, check_spec
 from bayespot.records.reweighted import Reweighted
@@ -71,19 +72,20 @@ class Observable(NamedTuple):
 
 def observe(
     observable: Observable,
-    trajectories: Trajectory | Reweighted,
+    trajectories: Trajectory | Reweighted | Dataset,
     *,
     samples: PosteriorSamples | None = None,
     blocks: int | None = None,
     discard: int = 0,
     batch_size: int | None = None,
 ) -> Observed:
-    """Averages of an observable over every run, or over the frames that samples share.
+    """Averages of an observable over every run, over the frames that samples share, or over the frames of a data set.
 
     Args:
         observable: what to measure.
-        trajectories: from ``propagate``, leading axes ``(S, R)``, or a single run, which is treated as S = R = 1; or
-            from ``reweight``.
+        trajectories: from ``propagate``, leading axes ``(S, R)``, or a single run, which is treated as S = R = 1; from
+            ``reweight``; or a data set, whose frames are taken for a single run without velocities and times: what
+            needs these, or labels that are missing, is NaN or refused.
         samples: that drove the runs; they supply the weights, the chains and the parameters for observables that ask
             the potential. Without them all weights are equal and every run is a chain of its own, as in an ensemble.
         blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated;
@@ -95,6 +97,8 @@ def observe(
     Raises:
         ValueError: where the observable lacks something (volume, species, parameters), wrong axes, or too few frames.
     """
+    if isinstance(trajectories, Dataset):
+        trajectories = _run_of(trajectories)
     if not isinstance(trajectories, Reweighted):
         trajectories = _with_axes(trajectories)
     s = len(trajectories.status)
@@ -189,6 +193,14 @@ def _check_blocks(frames: int, blocks: int, discard: int) -> None:
 def sound(trajectories: Trajectory) -> np.ndarray:
     """Which runs ended well, ``(S, R)`` or a scalar; only these may decide sizes on the host."""
     return np.asarray(trajectories.status) == Status.OK
+
+
+def _run_of(data: Dataset) -> Trajectory:
+    data = data[:]  # on the host
+    energy = np.where(data.has_energy, data.energy, np.nan)
+    stress = np.where(data.has_stress[:, None, None], data.stress, np.nan)
+    frames = Frame(data.system, np.full_like(data.forces, np.nan), energy, stress)
+    return Trajectory(frames, np.full_like(energy, np.nan), np.zeros((), np.int32), np.zeros((), energy.dtype))
 
 
 def _with_axes(trajectories: Trajectory) -> Trajectory:
