@@ -70,7 +70,9 @@ def elastic_constants(
     ===============  ================================================================================================
 
     The runs must sample the canonical ensemble in a constant box, best one without mean stress, and be long:
-    fluctuations converge slowly, and a drift counts as softness. The covariance is divided by :math:`1 - \sum_t w_t^2`.
+    fluctuations converge slowly, and a drift counts as softness. The covariance is divided by :math:`1 - \sum_t w_t^2`,
+    which is right on average for independent frames; a few frames that are correlated bias it (those of a vibration
+    towards softness).
 
     Args:
         potential: that drove the runs; it is asked for the stress of every frame and its slope.
