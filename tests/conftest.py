@@ -25,19 +25,20 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 collect_ignore = ["benchmarks"]  # programs, which set JAX up as they need it
 
 
-# Members of contracts that take seconds in one test: there they run with the slow tests, in all others by default.
+# Of these tests of contracts one member each takes seconds to compile: it runs with the slow tests.
 SLOW_MEMBERS = (
     "test_translation_changes_nothing_and_rotation_turns_the_forces[dimenet-crystal]",
-    "test_smooth_where_a_neighbour_crosses_the_cutoff[dimenet]",
     "test_vmap_over_parameters_equals_a_loop[dimenet]",
     "test_float32_agrees_with_float64[dimenet]",
     *(f"test_batched_chains_equal_sequential_ones[{n}]" for n in ("sgnht", "sggmc", "amagold", "replica exchange")),
 )
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True)  # before the option -m selects by the marks
 def pytest_collection_modifyitems(items):
-    """The files with the longest tests first, so that no worker is left alone with them at the end."""
+    """Marks the slow members; the files with the longest tests come first, so that no worker ends alone with them."""
+    if len(items) > 1500:  # the whole suite
+        assert set(SLOW_MEMBERS) <= {item.name for item in items}, "SLOW_MEMBERS names tests that do not exist"
     long = ("test_cli.py", "test_readme.py", "test_ensembles.py")
     items.sort(key=lambda item: item.path.name not in long)
     for item in items:

@@ -229,9 +229,9 @@ def _require_spacing(trajectories: Trajectory, every: float, name: str) -> None:
     steps = np.diff(time[good] if good.any() else time, axis=-1)
     # Times come in the simulation's precision: a float32 clock resolves 1e-7 of the elapsed time.
     tolerance = 1e-3 * every + 4e-7 * np.abs(time).max(initial=0.0)
-    if steps.size and not np.abs(steps - every).max() <= tolerance:  # of unknown times nothing is smaller or larger
+    if steps.size and not np.abs(steps - every).max() <= tolerance:  # NaN, too
         raise ValueError(
             f"{name} needs frames that are `every` = {every:.6g} apart. "
             f"Got spacings from {steps.min():.6g} to {steps.max():.6g} [internal time unit]. "
-            "Pass the spacing of the frames."
+            "Pass the spacing of the frames; those of a data set have no times."
         )

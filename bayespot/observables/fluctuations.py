@@ -68,6 +68,9 @@ def heat_capacity(kT: float, constraints: int = 0) -> Observable:
     def prepare(trajectories: Trajectory) -> Observable:
         if _volumes_vary(trajectories):
             raise ValueError("heat_capacity is that of a constant volume. Got runs whose box changes. Run them in NVT.")
+        atoms = (np.asarray(trajectories.frames.system.species) > 0).sum(-1)
+        if (atoms != atoms[..., :1]).any():
+            raise ValueError("heat_capacity is that of one system. Got frames of different numbers of atoms.")
         return observable._replace(prepare=None)
 
     observable = Observable(frame, combine, "heat capacity", "k_B/atom", prepare=prepare)

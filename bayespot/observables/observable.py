@@ -84,8 +84,9 @@ def observe(
     Args:
         observable: what to measure.
         trajectories: from ``propagate``, leading axes ``(S, R)``, or a single run, which is treated as S = R = 1; from
-            ``reweight``; or a data set, whose frames are taken for a single run without velocities and times: what
-            needs these, or labels that are missing, is NaN or refused.
+            ``reweight``; or a data set, whose frames are taken for a single run without velocities and times. What
+            needs these, or labels that are missing, is refused; what asks for fluctuations needs frames of one
+            ensemble.
         samples: that drove the runs; they supply the weights, the chains and the parameters for observables that ask
             the potential. Without them all weights are equal and every run is a chain of its own, as in an ensemble.
         blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated;
@@ -97,7 +98,7 @@ def observe(
     Raises:
         ValueError: where the observable lacks something (volume, species, parameters), wrong axes, or too few frames.
     """
-    if isinstance(trajectories, Dataset):
+    if labels := isinstance(trajectories, Dataset):
         trajectories = _run_of(trajectories)
     if not isinstance(trajectories, Reweighted):
         trajectories = _with_axes(trajectories)
@@ -113,6 +114,8 @@ def observe(
     else:
         value, block, status = _run_averages(observable, trajectories, params, blocks, discard, batch_size)
         shared = None
+        if labels:
+            _require_finite(observable, value)
     coordinate = np.asarray(observable.coordinate, value.dtype)
     return Observed(
         value=value,
@@ -201,6 +204,14 @@ def _run_of(data: Dataset) -> Trajectory:
     stress = np.where(data.has_stress[:, None, None], data.stress, np.nan)
     frames = Frame(data.system, np.full_like(data.forces, np.nan), energy, stress)
     return Trajectory(frames, np.full_like(energy, np.nan), np.zeros((), np.int32), np.zeros((), energy.dtype))
+
+
+def _require_finite(observable: Observable, value: Array) -> None:
+    if not np.isfinite(value).all():
+        raise ValueError(
+            f"{observable.name} of these frames is not a number: they have no velocities, and no labels where the "
+            "file has none. Take the frames that have what is needed."
+        )
 
 
 def _with_axes(trajectories: Trajectory) -> Trajectory:

@@ -179,7 +179,6 @@ def test_langevin_friction():
     np.testing.assert_allclose(correlation, np.exp(-gamma * dt * np.arange(20)), atol=0.06)
 
 
-@pytest.mark.slow
 def test_nve_energy_error_falls_with_the_square_of_the_step():
     # The same 2 ps twice; velocity Verlet's energy oscillates with amplitude ∝ dt².
     error = []

@@ -1,16 +1,19 @@
-"""Observables of the frames of a data set: what the labels say counts, what they do not say is NaN or refused."""
+"""Observables of the frames of a data set: what the labels say counts, what they do not say is refused."""
 
 import ase.build
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.neighborlist import neighbor_list
 
 from bayespot.observables.dynamics import msd
-from bayespot.observables.observable import observe
+from bayespot.observables.fluctuations import heat_capacity
+from bayespot.observables.observable import Observable, average, observe
 from bayespot.observables.structure import rdf
 from bayespot.observables.thermodynamics import energy_per_atom, pressure, temperature
 from bayespot.records.dataset import dataset
 from bayespot.records.system import from_ase
+from bayespot.tree import replace
 
 
 def frames(sizes):
@@ -29,7 +32,13 @@ def test_structure_and_labels_of_frames_of_two_sizes():
     energy = np.array([-2.7, -0.4, -2.4, -2.1])
     data = dataset([from_ase(a) for a in atoms], 3.0, energy=energy)
     np.testing.assert_allclose(value(energy_per_atom(), data), (energy / data.atom_counts).mean(), rtol=1e-12)
-    assert np.isnan([value(pressure(), data), value(temperature(), data)]).all()
+    for asked in (pressure(), temperature()):
+        with pytest.raises(ValueError, match="they have no velocities"):
+            value(asked, data)
+    with pytest.raises(ValueError, match="of different numbers of atoms"):
+        value(
+            heat_capacity(0.01), replace(data, system=replace(data.system, box=np.tile(data.system.box[:1], (4, 1, 1))))
+        )
     with pytest.raises(ValueError, match="Got spacings from nan"):
         value(msd(1.0, 1.0), data)
 
@@ -42,5 +51,14 @@ def test_structure_and_labels_of_frames_of_two_sizes():
 
 def test_a_missing_label_is_not_a_zero():
     data = dataset([from_ase(a) for a in frames((2, 2))], 3.0, energy=[-1.0, None])
-    assert np.isnan(value(energy_per_atom(), data))
+    with pytest.raises(ValueError, match="no labels where the file has none"):
+        value(energy_per_atom(), data)
     assert value(energy_per_atom(), data[:1]) == -0.125
+
+
+def test_labels_of_the_stress_are_those_of_the_frame():
+    labels = np.random.default_rng(0).normal(size=(2, 3, 3))
+    labels += labels.transpose(0, 2, 1)
+    data = dataset([from_ase(a) for a in frames((2, 2))], 3.0, stress=list(labels))
+    trace = Observable(lambda frame: jnp.trace(frame.stress), average, "trace", "eV/Å³")
+    np.testing.assert_allclose(value(trace, data), np.trace(labels, axis1=1, axis2=2).mean(), rtol=1e-12)

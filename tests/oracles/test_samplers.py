@@ -68,7 +68,7 @@ def draws(algorithm, batch_size, steps=2_400, **options):
     return infer(jax.random.key(1), algorithm, at_mode(), DATA, progress=False, **arguments)
 
 
-# Frames of one minibatch count twice or more, or (per leaf) another one does nearly the same.
+# Slow: the first three count a minibatch twice or more; the thermostats per leaf resemble the single one.
 LONG = ("sggmc", "amagold", "sghmc, control variates", "sgnht per leaf")
 
 

@@ -186,7 +186,6 @@ def test_frames_of_a_trajectory_may_be_the_start(key):
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(run.start))
 
 
-@pytest.mark.slow
 def test_replicas_start_anew_from_frames_drawn_by_their_weights(key):
     target = target_of(spring_run(replicas=3, steps=100, reseed=True))
     *_, state, _ = target.value_and_grad(key, spring(), target.init(key, spring()), None)
