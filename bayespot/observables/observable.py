@@ -209,8 +209,8 @@ def _run_of(data: Dataset) -> Trajectory:
 def _require_finite(observable: Observable, value: Array) -> None:
     if not np.isfinite(value).all():
         raise ValueError(
-            f"{observable.name} of these frames is not a number: they have no velocities, and no labels where the "
-            "file has none. Take the frames that have what is needed."
+            f"{observable.name} of these frames is not a number. Frames of a data set have no velocities, their labels "
+            "may be missing, and what is asked may not occur in them. Take frames that have what is needed."
         )
 
 
