@@ -77,7 +77,7 @@ def laplace(
     A pretrained potential and data become a posterior in five lines::
 
         trained = bp.load("trained.safetensors")
-        potential, data = bp.build(json.loads(trained.spec)), bp.read("labels.extxyz", cutoff=5.0)
+        potential, data = bp.build(trained.spec), bp.read("labels.extxyz", cutoff=5.0)
         target = bp.force_matching(potential, data, bp.scaled_normal(1.0), bp.Noise(energy=0.005, forces=0.1))
         mode = bp.gauss_newton(target, trained.params, data, free=("kernel_2", "bias_2"))
         samples = bp.laplace(key, target, mode, data, free=("kernel_2", "bias_2"))

@@ -1,16 +1,17 @@
 """Inference on a part of the parameters while the others keep their values: a read-out layer, the noise scales."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayespot.inference.target import Target
+from bayespot.inference.target import Linearised, Target, TargetState
 from bayespot.records.posterior import PosteriorSamples
 from bayespot.tree import name_of, replace
-from bayespot.typing import Params
+from bayespot.typing import Key, Params
 
 Free = Callable[[str], bool] | Iterable[str]
 """Which leaves are free: names, or a function of the leaf's path such as ``"potential/1/kernel_2"``."""
@@ -70,7 +71,9 @@ def subset(target: Target, params: Params, free: Free) -> Subset:
         least = least._replace(
             residuals=lambda part, batch: residuals(whole(part), batch), log_prior=lambda part: log_prior(whole(part))
         )
-    share = target.share
+    share, linearise = target.share, target.linearise
+    if linearise is not None:
+        linearise = partial(_linearised, linearise, whole, names)
     inner = target._replace(
         initial=lambda key: select(target.initial(key), names),
         init=lambda key, part: target.init(key, whole(part)),
@@ -78,6 +81,7 @@ def subset(target: Target, params: Params, free: Free) -> Subset:
         metrics=lambda part, batch: target.metrics(whole(part), batch),
         least_squares=least,
         share=None if share is None else lambda part, state: share(whole(part), state),
+        linearise=linearise,
     )
 
     def complete(samples: PosteriorSamples) -> PosteriorSamples:
@@ -85,6 +89,13 @@ def subset(target: Target, params: Params, free: Free) -> Subset:
         return replace(samples, params=overlay(repeated, samples.params))
 
     return Subset(inner, select(held, names), complete)
+
+
+def _linearised(
+    whole: Callable, complete: Callable, names: tuple[str, ...], key: Key, part: Params, state: TargetState
+):
+    found: Linearised = whole(key, complete(part), state)
+    return found._replace(slopes=select(found.slopes, names), precision=select(found.precision, names))
 
 
 def chosen(params: Params, free: Free) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from bayespot.tree import length
-from bayespot.typing import Key, Params, PyTree, Scalar, Spec
+from bayespot.typing import Array, Key, Params, PyTree, Scalar, Spec
 
 TargetState = PyTree
 Batch = PyTree
@@ -40,6 +40,22 @@ class LeastSquares(NamedTuple):
     scales: tuple[str, ...] = ()
 
 
+class Linearised(NamedTuple):
+    """What a target of few averages is made of, to first order in the parameters.
+
+    Attributes:
+        errors: standardised, (average − measured) / uncertainty, ``(m,)``; they carry sampling error.
+        slopes: their derivatives, of the parameters' structure with a leading axis ``m``.
+        precision: negative second derivative of the log prior by each parameter (0 where it has no prior).
+        state: of the target, with the frames that were used.
+    """
+
+    errors: Array
+    slopes: Params
+    precision: Params
+    state: TargetState
+
+
 class Target(NamedTuple):
     """A (possibly stateful) log density of the parameters, per datum.
 
@@ -55,6 +71,8 @@ class Target(NamedTuple):
         least_squares: its residuals, where its errors are Gaussian; ``None`` elsewhere.
         frames: whether it scores data frames; without them any batch will do, and ``infer`` takes the data ``None``.
         share: ``(params, state) →`` effective share of the reference frames, for targets that simulate; traceable.
+        linearise: ``(key, params, state) → Linearised`` at new reference frames, where the target is a likelihood of
+            averages; traceable.
     """
 
     initial: Callable[[Key], Params]
@@ -67,6 +85,7 @@ class Target(NamedTuple):
     least_squares: LeastSquares | None = None
     frames: bool = True
     share: Callable[[Params, TargetState], Scalar] | None = None
+    linearise: Callable[[Key, Params, TargetState], Linearised] | None = None
 
 
 def initial(key: Key, target: Target, chains: int) -> Params:

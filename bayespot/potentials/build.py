@@ -1,5 +1,6 @@
 """A potential from its spec, for instance from the one that is saved beside a posterior."""
 
+import json
 from importlib import import_module
 from inspect import signature
 
@@ -20,16 +21,17 @@ _BUILDERS = {
 }
 
 
-def build(spec: Spec) -> Potential:
+def build(spec: Spec | str) -> Potential:
     """Make a potential from ``Potential.spec``, also after a round trip through JSON.
 
     Args:
         spec: the ``name`` of a builder, and its arguments under their own names; potentials inside it are specs too.
+            JSON is taken as it is, so that ``build(samples.spec)`` is the potential of saved samples.
 
     Raises:
         ValueError: for an unknown name, or arguments that the builder does not take.
     """
-    arguments = dict(spec)
+    arguments = dict(json.loads(spec) if isinstance(spec, str) else spec)
     name = arguments.pop("name", None)
     if name == "add":
         return add(*[build(part) for part in arguments.get("parts", ())])

@@ -136,7 +136,7 @@ def check_spec(samples: PosteriorSamples, spec: Spec) -> None:
     if own and (difference := _difference(own, json.loads(json.dumps(spec)))):
         raise ValueError(
             f"The samples must belong to the potential. Got specifications that differ: {difference}. "
-            "Make the potential of the samples with build(json.loads(samples.spec))."
+            "Make the potential of the samples with build(samples.spec)."
         )
 
 

@@ -18,19 +18,22 @@ Reference:
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from bayespot.inference.priors import Prior
-from bayespot.inference.target import Batch, Target
+from bayespot.inference.target import Batch, Linearised, Target
 from bayespot.observables.observable import Observable
 from bayespot.potentials.potential import Potential, energy_forces_stress
 from bayespot.records.trajectory import Frame
 from bayespot.targets.reference_frames import (
     Frames,
+    References,
     ReferenceState,
     contracted,
     frames_of,
@@ -97,31 +100,30 @@ def difftre(
     frames = _energies_alone(frames_of(potential, run)) if asked else frames_of(potential, run)
     ref = references(potential, run, frames, lambda frame: {name: o.frame(frame) for name, o in kept.items()})
     values = _values(potential, frames, asked, any(_moves(o, run, ("stress",)) for o in asked.values()))
-    likelihood = _likelihood(observables, measurements, run)
+    errors = _errors(observables, measurements, run)
+    likelihood = _likelihood(errors, run)
+
+    found_in = _found(values, run, bool(asked))
 
     def value_and_grad(key: Key, params: Params, state: ReferenceState, batch: Batch):
         old, own = state, params["potential"]
         state, energy, slopes, weight = ref.refreshed(key, own, state)
-        number = jnp.arange(len(energy))
-        found = jax.lax.map(lambda n: values(own, state, n)[1], number) if asked else {}
         fresh = state.simulations > old.simulations
         scored = jax.value_and_grad(likelihood, (0, 1), has_aux=True)
-        (value, told), cotangents = scored(energy, found, weight, state.kept, fresh)
+        (value, told), cotangents = scored(energy, found_in(own, state), weight, state.kept, fresh)
         if slopes is None:
-            slope = pulled_back(lambda p, n: values(p, state, n), own, number, cotangents)
+            slope = pulled_back(lambda p, n: values(p, state, n), own, jnp.arange(len(energy)), cotangents)
         else:
             slope = contracted(slopes, cotangents[0])
         gradient = {**jax.tree.map(jnp.zeros_like, params), "potential": slope}
         value, gradient = with_prior(prior, params, value, gradient, 1)
         return value, gradient, state, progress(old, state, weight) | told
 
-    def init(key: Key, params: Params) -> ReferenceState:
-        return ref.init(key)
-
-    def share(params: Params, state: ReferenceState) -> Scalar:
-        return ref.share(params["potential"], state)
-
-    return Target(starting(potential), init, value_and_grad, no_metrics, 1, potential.spec, frames=False, share=share)
+    linearise = partial(_linearise, run, ref, values, found_in, errors, prior)
+    return Target(
+        starting(potential), lambda key, params: ref.init(key), value_and_grad, no_metrics, 1, potential.spec,
+        frames=False, share=lambda params, state: ref.share(params["potential"], state), linearise=linearise,
+    )  # fmt: skip
 
 
 def _energies_alone(frames: Frames) -> Frames:
@@ -208,28 +210,86 @@ def _moves(observable: Observable, run: ReferenceRun, entries: tuple[str, ...] =
     return any(id(x) in reached for x in traced.jaxpr.outvars)
 
 
-def _likelihood(
+def _errors(
     observables: Mapping[str, Observable], measurements: Mapping[str, Measurement], run: ReferenceRun
 ) -> Callable:
-    """``(energies, values that depend on the parameters, weights, kept values, fresh) → log likelihood, info``."""
-    replicas, kT = run.replicas, run.ensemble.kT
-    points = sum(np.size(m.value) for m in measurements.values())
+    """``(energies, values that depend on the parameters, weights, kept values) → standardised errors (R, *shape)``."""
+    kT = run.ensemble.kT
 
-    def likelihood(energy, found: dict, weight, kept: dict, fresh) -> tuple[Scalar, dict[str, Array]]:
+    def errors(energy, found: dict, weight, kept: dict) -> dict[str, Array]:
         # The weights as they are, with the derivative that they have as a function of the energies.
         change = (energy - jax.lax.stop_gradient(energy)).reshape(weight.shape)
         weight = jax.nn.softmax(jnp.log(weight) - change / kT, axis=1)
-        total, noise = jnp.zeros((), energy.dtype), jnp.zeros((), energy.dtype)
+        out = {}
         for name, m in measurements.items():
             values = kept[name] if name in kept else found[name]
             mean = jax.vmap(observables[name].combine)(values.reshape(*weight.shape, *values.shape[1:]), weight)
-            error = (mean - jnp.asarray(m.value)) / jnp.asarray(m.uncertainty)
+            out[name] = (mean - jnp.asarray(m.value)) / jnp.asarray(m.uncertainty)
+        return out
+
+    return errors
+
+
+def _likelihood(errors: Callable, run: ReferenceRun) -> Callable:
+    """``(energies, values that depend on the parameters, weights, kept values, fresh) → log likelihood, info``."""
+    replicas = run.replicas
+
+    def likelihood(energy, found: dict, weight, kept: dict, fresh) -> tuple[Scalar, dict[str, Array]]:
+        total, noise, points = jnp.zeros((), energy.dtype), jnp.zeros((), energy.dtype), 0
+        for error in errors(energy, found, weight, kept).values():
             variance = error.var(0, ddof=1) / replicas if replicas > 1 else jnp.full_like(error[0], jnp.nan)
             total -= 0.5 * _square(error, fresh).sum()
             noise += variance.sum()
+            points += variance.size
         return total, {"chi2": -2.0 * total / points, "noise": jnp.sqrt(noise / points)}
 
     return likelihood
+
+
+def _found(values: Callable, run: ReferenceRun, asked: bool) -> Callable[[Params, ReferenceState], PyTree]:
+    """Values that depend on the parameters, of all frames."""
+    number = np.arange(run.replicas * run.frames)
+    return lambda params, state: jax.lax.map(lambda n: values(params, state, n)[1], number) if asked else {}
+
+
+def _linearise(
+    run: ReferenceRun, ref: References, values: Callable, found_in: Callable, errors: Callable, prior: Prior | None,
+    key: Key, params: Params, state: ReferenceState,
+) -> Linearised:  # fmt: skip
+    own = params["potential"]
+    state = replace(state, age=jnp.full_like(state.age, run.max_age))  # too old: new frames, of these parameters
+    state, energy, _, weight = ref.refreshed(key, own, state)
+
+    def mean(energy, found):
+        return jnp.concatenate([x.mean(0).ravel() for x in errors(energy, found, weight, state.kept).values()])
+
+    at = energy, found_in(own, state)
+    slopes = _summed(lambda p, n: values(p, state, n), own, jax.jacrev(mean, (0, 1))(*at))
+    error = mean(*at)
+    zero = jax.tree.map(lambda x: jnp.zeros((len(error), *jnp.shape(x)), x.dtype), params)
+    return Linearised(error, {**zero, "potential": slopes}, _precision(prior, params), state)
+
+
+def _summed(values: Callable, params: Params, cotangents: tuple) -> Params:
+    """Sum over frames of cotangents, with axes ``m`` and frames, times the derivatives of the values of a frame."""
+    weights = jnp.concatenate([x.reshape(*x.shape[:2], -1) for x in jax.tree.leaves(cotangents)], -1)
+
+    def add(total, n):
+        value, pull = jax.vjp(lambda p: ravel_pytree(values(p, n))[0], params)
+        rows = jax.vmap(lambda one: pull(one)[0])(jnp.eye(len(value), dtype=value.dtype))
+        own = jax.tree.map(lambda r: jnp.tensordot(weights[:, n].astype(r.dtype), r, 1, precision="highest"), rows)
+        return jax.tree.map(jnp.add, total, own), None
+
+    start = jax.tree.map(lambda x: jnp.zeros((len(weights), *jnp.shape(x)), x.dtype), params)
+    return jax.lax.scan(add, start, jnp.arange(weights.shape[1]))[0]
+
+
+def _precision(prior: Prior | None, params: Params) -> Params:
+    """Curvature of −log prior by each parameter; with the vector of ones, because it has no mixed derivatives."""
+    if prior is None:
+        return jax.tree.map(jnp.zeros_like, params)
+    slope = jax.grad(lambda p: -prior(p["potential"]))
+    return jax.jvp(slope, (params,), (jax.tree.map(jnp.ones_like, params),))[1]
 
 
 def _square(error: Float[Array, "R *shape"], fresh: Array) -> Float[Array, "*shape"]:

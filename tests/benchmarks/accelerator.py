@@ -7,7 +7,6 @@ memory of the device in a process that makes nothing but those runs. ``ensemble`
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -91,7 +90,7 @@ def _peaks(one, cases, steps: int) -> dict:
 
 def _peak(file: str, cells: str, samples: str, steps: int) -> None:
     one = bp.load(file)
-    potential, params = bp.build(json.loads(one.spec)), jax.tree.map(lambda x: x[0], one.params["potential"])
+    potential, params = bp.build(one.spec), jax.tree.map(lambda x: x[0], one.params["potential"])
     _runs(potential, alike(potential, params, int(samples)), int(cells), steps)
     print(jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 1e6)
 

@@ -1,5 +1,7 @@
 """Rebuilding potentials from their specs: messages (the round trip itself is a contract test of every potential)."""
 
+import json
+
 import pytest
 
 from bayespot.potentials.build import build
@@ -12,6 +14,7 @@ def test_nested_specs():
     assert potential.species == (14,)
     assert potential.cutoff == pytest.approx(1.8 * 2.0951)
     assert potential.spec["parts"][0] == shifted
+    assert build(json.dumps(potential.spec)).spec == potential.spec
 
 
 @pytest.mark.parametrize("spec", [{"name": "dimnet"}, {}, {"name": "add", "parts": [{"name": "unheard of"}]}])

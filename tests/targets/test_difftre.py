@@ -66,6 +66,23 @@ def test_the_gradient_is_that_of_the_ensemble_average(key, observable, k):
     assert info["simulated"] == 0
 
 
+def test_errors_and_their_slopes_make_up_the_likelihood(key):
+    """With one replica it is −½ r·r, so that its gradient at the same frames is −Jᵀ r."""
+    asked = {"a": SQUARE, "b": energy_per_atom(), "c": ASKING}
+    measured = {name: Measurement(o, 0.5, 0.1 * n) for n, (name, o) in enumerate(asked.items(), start=1)}
+    target = difftre(SPRING, spring_run(replicas=1), measured, normal(0.5, skip=()))
+    linearise, state = jax.jit(target.linearise), target.init(key, spring())
+    for n in range(2):
+        linear = linearise(jax.random.key(n), spring(), state)
+        assert linear.state.simulations == n + 1
+        state = linear.state
+    _, gradient, *_ = jax.jit(target.value_and_grad)(jax.random.key(2), spring(), state, None)
+    for name, own in spring()["potential"].items():
+        exact = -linear.errors @ linear.slopes["potential"][name] - 4.0 * own
+        np.testing.assert_allclose(gradient["potential"][name], exact, rtol=1e-9)
+        np.testing.assert_allclose(linear.precision["potential"][name], 4.0, rtol=1e-12)
+
+
 def test_at_the_reference_all_weights_are_equal(key):
     target = target_of(spring_run(replicas=2))
     evaluate = jax.jit(target.value_and_grad)
@@ -188,11 +205,11 @@ def test_frames_of_a_trajectory_may_be_the_start(key):
 
 def test_replicas_start_anew_from_frames_drawn_by_their_weights(key):
     target = target_of(spring_run(replicas=3, steps=100, reseed=True))
-    *_, state, _ = target.value_and_grad(key, spring(), target.init(key, spring()), None)
-    frame = np.asarray(state.position)
+    *_, state, _ = jax.jit(target.value_and_grad)(key, spring(), target.init(key, spring()), None)
+    frame, reseeded = np.asarray(state.position), jax.jit(_reseeded)
 
     def drawn(log_weight, n):
-        runs = _reseeded(jax.random.key(n), state, log_weight).runs.state
+        runs = reseeded(jax.random.key(n), state, log_weight).runs.state
         np.testing.assert_array_equal(runs.momentum, state.runs.state.momentum)
         return [int(np.flatnonzero((frame == x).all((-1, -2)))[0]) for x in np.asarray(runs.position)]
 

@@ -1,7 +1,5 @@
 """The factor is found in data of known factor; recalibrated potentials against means and draws combined by hand."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,7 +210,7 @@ def test_recalibrated_samples_are_saved_and_rebuilt(frames, tmp_path):
     potential, recalibrated = recalibrate(POTENTIAL, posterior(), 2.5)
     save(recalibrated, tmp_path / "samples.safetensors")
     loaded = load(tmp_path / "samples.safetensors")
-    again = build(json.loads(loaded.spec))
+    again = build(loaded.spec)
     assert again.spec == potential.spec
     expected = predict(potential, recalibrated, frames)
     got = predict(again, loaded[np.array([2, 0])], frames)
