@@ -38,7 +38,7 @@ _NAMES = {
     "targets.numpyro": "numpyro_target numpyro_potential site_values",
     "inference.target": "Target LeastSquares initial",
     "inference.subset": "Subset subset",
-    "inference.whitened": "Whitened whitened",
+    "inference.informed_subspace": "InformedSubspace informed_subspace",
     "inference.algorithm": "Algorithm",
     "inference.schedules": "constant polynomial cosine cyclical",
     "inference.preconditioner": "identity fixed rms",

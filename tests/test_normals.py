@@ -59,7 +59,7 @@ def test_moments_distribution_and_independence():
 @pytest.mark.parametrize("size", [0, 1, 2, 7])
 def test_any_number_of_them_under_vmap(size):
     keys = jax.random.split(jax.random.key(3), 4)
-    many = jax.vmap(lambda key: standard_normals(key, size))(keys)
+    many = jax.jit(jax.vmap(lambda key: standard_normals(key, size)))(keys)
     assert many.shape == (4, size)
     assert many.dtype == jnp.float32
     for key, row in zip(keys, many, strict=True):

@@ -18,7 +18,6 @@ from bayespot.simulation.npt_langevin import npt_langevin
 from bayespot.simulation.simulate import propagate, simulate
 from bayespot.tree import stack
 
-pytestmark = pytest.mark.usefixtures("optimised")
 FS, kB = units.fs, units.kB
 ARGON = lennard_jones(sigma=3.4, epsilon=0.0104, cutoff=5.0)
 PARAMS = {"sigma": jnp.array(3.4), "epsilon": jnp.array(0.0104)}
@@ -33,7 +32,6 @@ CANONICAL = {
     "npt": lambda kT: npt_nose_hoover(kT, 0.0, 10 * FS, tau=200 * FS, tau_box=1000 * FS),
     "npt-langevin": lambda kT: npt_langevin(kT, 0.0, 10 * FS, **BOX),
 }
-SLOW = ("nose-hoover", "npt", "npt-langevin")
 
 
 def one_sample(params):
@@ -56,8 +54,8 @@ def replicas(ensemble, seed):
     return 0.5 * (mass * runs.frames.velocity[0] ** 2).sum((-1, -2)), runs.frames.energy[0]
 
 
-@pytest.fixture(scope="module", params=["langevin", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
-def canonical(request):
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in CANONICAL])
+def canonical(request, optimised):
     make = CANONICAL[request.param]
     return make(COLD), make(HOT), replicas(make(COLD), 1), replicas(make(HOT), 2)
 

@@ -1,0 +1,166 @@
+r"""The few directions of the parameters that measured averages inform, in coordinates in which the posterior is round.
+
+A curve with its errors determines some directions of the parameters a thousand times better than others, and most not
+at all. A sampler of all of them takes steps that are safe in the best known ones, crawls along the others, and in the
+end carries the potential to wherever the prior alone would let it go. With the standardised errors :math:`r`, their
+derivatives :math:`J = \partial r/\partial\theta` and the precision :math:`\Lambda` of the prior (diagonal), all at
+:math:`\theta_0`, the directions that the measurements inform are singular vectors,
+
+.. math:: J \Lambda^{-1/2} = U s V^\top, \qquad
+          \theta = \theta_0 + \Lambda^{-1/2} \sum_{s_k \ge s_\text{min}} v_k \, (1 + s_k^2)^{-1/2} z_k ,
+
+and in the coordinates :math:`z` the curvature of −log posterior is the unit matrix wherever averages are linear in the
+parameters. Along all other directions the parameters stay at :math:`\theta_0`: there the posterior is the prior, to
+first order, and the averages that were measured do not change. Other predictions may.
+
+Reference:
+    Cui, Martin, Marzouk, Solonen and Spantini, *Inverse Problems* 30, 114015 (2014), with the prior in the complement;
+    Izmailov et al., UAI (2019), arXiv:1907.07504, for networks in a subspace whose complement is held.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from tqdm import tqdm
+
+from bayespot.inference.subset import check_shapes
+from bayespot.inference.target import Target
+from bayespot.records.posterior import PosteriorSamples
+from bayespot.tree import replace
+from bayespot.typing import Key, Params
+
+
+class InformedSubspace(NamedTuple):
+    """A target over the informed directions, and the way back.
+
+    Attributes:
+        target: over ``{"coordinates": (k,)}``, for any algorithm.
+        params: coordinates of the point around which they were made: 0.
+        complete: ``samples of coordinates → samples of parameters``, for ``predict`` and ``propagate``.
+        strengths: ``(m,)``, all singular values :math:`s`, largest first: by √(1 + s²) the measurements narrow the
+            prior along the directions.
+    """
+
+    target: Target
+    params: Params
+    complete: Callable[[PosteriorSamples], PosteriorSamples]
+    strengths: np.ndarray
+
+
+def informed_subspace(
+    key: Key, target: Target, params: Params, *, min_strength: float = 0.5, runs: int = 10, progress: bool = True
+) -> InformedSubspace:
+    r"""A target of measured averages over the directions that they inform; its posterior is about standard normal.
+
+    There ``sgld`` without preconditioner forgets in about 1 / ε steps, and ε may be 0.1 to 0.3. How far that carries
+    depends on how linear the averages are: where a move along a weak direction turns a strong one by an angle φ, the
+    curvature becomes :math:`s^2 \varphi^2` in place of 1. The read-out of a network, in which its energy is linear,
+    behaves well; so combine it with ``subset``. Make the subspace near the mode, since far from it other directions are
+    informed, and once for each of several trained members: what differs between them tells what the rest leaves open.
+
+    Args:
+        key: of the simulations.
+        target: a ``difftre``, or a ``subset`` of one, with a proper prior whose parameters are independent.
+        params: one set of parameters, e.g. ``jax.tree.map(lambda x: x[0], best.params)``.
+        min_strength: directions whose singular value is smaller stay as they are. Weak directions have nearly the whole
+            width of the prior, which must leave potentials that can be simulated.
+        runs: simulations, as long as those of a step, over which the derivatives are averaged.
+        progress: whether to show a bar.
+
+    Raises:
+        ValueError: for another kind of target, a prior that leaves parameters open, parameters of another shape,
+            simulations that failed, or measurements that inform no direction so much.
+
+    Example::
+
+        part = bp.subset(likelihood, jax.tree.map(lambda x: x[0], best.params), ("kernel_2",))
+        few = bp.informed_subspace(key, part.target, part.params)
+        start = jax.tree.map(lambda x: jnp.stack([x] * 4), few.params)
+        drawn = bp.infer(other_key, bp.sgld(few.target, 0.2), start, None, steps=100, burn_in=20, thin=5)
+        samples = part.complete(few.complete(drawn))
+    """
+    if target.linearise is None:
+        raise ValueError(
+            "Only a likelihood of measured averages informs so. Got another target. Make one with difftre."
+        )
+    if runs < 1:
+        raise ValueError(f"runs must be at least 1. Got {runs}.")
+    check_shapes(target, params, stacked=False)
+    params = jax.tree.map(jnp.asarray, params)
+    slopes, precision = _averaged(key, target.linearise, target.init, params, runs, progress)
+    directions, strengths = _basis(slopes, precision, min_strength)
+    return _over(target, params, directions, strengths)
+
+
+def _averaged(
+    key: Key, linearise: Callable, init: Callable, params: Params, runs: int, progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Derivatives ``(m, D)``, means over successive simulations, and the prior's precisions ``(D,)`` (host)."""
+    first, *keys = jax.random.split(key, runs + 1)
+
+    def flat(key, state):
+        found = linearise(key, params, state)
+        return jax.vmap(lambda x: ravel_pytree(x)[0])(found.slopes), ravel_pytree(found.precision)[0], found.state
+
+    step, state = jax.jit(flat), init(first, params)
+    total, precision = np.zeros(()), np.zeros(())
+    for k in tqdm(keys, desc="directions", unit="run", disable=not progress):
+        slopes, precision, state = step(k, state)
+        total = total + np.asarray(slopes, np.float64)
+    if not np.isfinite(total).all():
+        raise ValueError(
+            "The simulation with these parameters must be stable. Got NaN. Take parameters of a stable run."
+        )
+    return total / runs, np.asarray(precision, np.float64)
+
+
+def _basis(slopes: np.ndarray, precision: np.ndarray, min_strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """Directions as long as the posterior is wide ``(k, D)``, and all singular values ``(m,)`` (host)."""
+    good = (precision > 0) & np.isfinite(precision)
+    if not good.all():
+        raise ValueError(
+            "The prior must be proper in every parameter. Got one without a width in "
+            f"{(~good).sum()} of {precision.size}. Give difftre a prior for all of them: "
+            "normal(scale, skip=()), or prior(lambda path, leaf: Normal(centre, width))."
+        )
+    width = precision**-0.5
+    _, strengths, directions = np.linalg.svd(slopes * width, full_matrices=False)
+    chosen = strengths >= min_strength
+    if not chosen.any():
+        raise ValueError(
+            f"The measurements must inform some direction with a strength of {min_strength}. Got {strengths.max():.2g} "
+            "at most. Give them smaller uncertainties, or the parameters a wider prior."
+        )
+    return directions[chosen] * width / np.sqrt(1 + strengths[chosen, None] ** 2), strengths
+
+
+def _over(target: Target, params: Params, directions: np.ndarray, strengths: np.ndarray) -> InformedSubspace:
+    centre, back = ravel_pytree(params)
+    rows = jnp.asarray(directions, centre.dtype)
+
+    def whole(z: Params) -> Params:
+        return back(centre + jnp.dot(z["coordinates"], rows, precision="highest"))
+
+    def value_and_grad(key, z, state, batch):
+        value, gradient, state, info = target.value_and_grad(key, whole(z), state, batch)
+        return value, {"coordinates": jnp.dot(rows, ravel_pytree(gradient)[0], precision="highest")}, state, info
+
+    def complete(samples: PosteriorSamples) -> PosteriorSamples:
+        return replace(samples, params=jax.vmap(whole)(samples.params))
+
+    share = target.share
+    zero = {"coordinates": jnp.zeros(len(rows), rows.dtype)}
+    inner = target._replace(
+        initial=lambda key: {"coordinates": jax.random.normal(key, (len(rows),), rows.dtype)},
+        init=lambda key, z: target.init(key, whole(z)),
+        value_and_grad=value_and_grad,
+        metrics=lambda z, batch: target.metrics(whole(z), batch),
+        least_squares=None,
+        share=None if share is None else lambda z, state: share(whole(z), state),
+        linearise=None,
+    )
+    return InformedSubspace(inner, zero, complete, strengths)
