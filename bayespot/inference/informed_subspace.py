@@ -1,17 +1,18 @@
 r"""The few directions of the parameters that measured averages inform, in coordinates in which the posterior is round.
 
-A curve with its errors determines some directions of the parameters a thousand times better than others, and most not
-at all. A sampler of all of them takes steps that are safe in the best known ones, crawls along the others, and in the
-end carries the potential to wherever the prior alone would let it go. With the standardised errors :math:`r`, their
-derivatives :math:`J = \partial r/\partial\theta` and the precision :math:`\Lambda` of the prior (diagonal), all at
-:math:`\theta_0`, the directions that the measurements inform are singular vectors,
+A curve with its errors determines some directions of the parameters far better than others, and most not at all. A
+sampler of all of them takes steps that are safe in the best known ones, crawls along the others, and in the end carries
+the potential to wherever the prior alone would let it go. With standardised errors :math:`r`, their derivatives
+:math:`J = \partial r/\partial\theta` and the precision :math:`\Lambda` of the prior (diagonal) at :math:`\theta_0`,
+the directions that the measurements inform are singular vectors,
 
 .. math:: J \Lambda^{-1/2} = U s V^\top, \qquad
           \theta = \theta_0 + \Lambda^{-1/2} \sum_{s_k \ge s_\text{min}} v_k \, (1 + s_k^2)^{-1/2} z_k ,
 
 and in the coordinates :math:`z` the curvature of −log posterior is the unit matrix wherever averages are linear in the
-parameters. Along all other directions the parameters stay at :math:`\theta_0`: there the posterior is the prior, to
-first order, and the averages that were measured do not change. Other predictions may.
+parameters and the prior is normal. Along all other directions the parameters stay at :math:`\theta_0`. To first order
+the averages lose a variance of :math:`s_k^2 / (1 + s_k^2)` by each of these, in units of the uncertainties squared and
+spread over all measured numbers; what was not measured may lose all of its own.
 
 Reference:
     Cui, Martin, Marzouk, Solonen and Spantini, *Inverse Problems* 30, 114015 (2014), with the prior in the complement;
@@ -41,8 +42,8 @@ class InformedSubspace(NamedTuple):
         target: over ``{"coordinates": (k,)}``, for any algorithm.
         params: coordinates of the point around which they were made: 0.
         complete: ``samples of coordinates → samples of parameters``, for ``predict`` and ``propagate``.
-        strengths: ``(m,)``, all singular values :math:`s`, largest first: by √(1 + s²) the measurements narrow the
-            prior along the directions.
+        strengths: ``(min(m, D),)``, all singular values :math:`s`, largest first: by √(1 + s²) the measurements narrow
+            the prior along the directions. Sampling errors of the slopes make the weakest look stronger than they are.
     """
 
     target: Target
@@ -54,21 +55,23 @@ class InformedSubspace(NamedTuple):
 def informed_subspace(
     key: Key, target: Target, params: Params, *, min_strength: float = 0.5, runs: int = 10, progress: bool = True
 ) -> InformedSubspace:
-    r"""A target of measured averages over the directions that they inform; its posterior is about standard normal.
+    """A target of measured averages over the directions that they inform, where its posterior has about unit width.
 
-    There ``sgld`` without preconditioner forgets in about 1 / ε steps, and ε may be 0.1 to 0.3. How far that carries
-    depends on how linear the averages are: where a move along a weak direction turns a strong one by an angle φ, the
-    curvature becomes :math:`s^2 \varphi^2` in place of 1. The read-out of a network, in which its energy is linear,
-    behaves well; so combine it with ``subset``. Make the subspace near the mode, since far from it other directions are
-    informed, and once for each of several trained members: what differs between them tells what the rest leaves open.
+    There ``sgld`` without preconditioner forgets in about 1 / ε steps, and ε may be 0.1 to 0.3, which widens the
+    variance by 1 / (1 − ε / 2). How far that carries depends on how linear the averages are: strong directions must not
+    turn while a chain moves along weak ones. The read-out of a network, in which its energy is linear, behaves well; so
+    combine it with ``subset``. Make the subspace near the mode, since far from it other directions are informed, and
+    once for each of several trained members: what differs between them tells what the rest leaves open.
 
     Args:
         key: of the simulations.
-        target: a ``difftre``, or a ``subset`` of one, with a proper prior whose parameters are independent.
+        target: a ``difftre``, or a ``subset`` of one, not a ``fused`` one, with a normal prior whose parameters are
+            independent.
         params: one set of parameters, e.g. ``jax.tree.map(lambda x: x[0], best.params)``.
         min_strength: directions whose singular value is smaller stay as they are. Weak directions have nearly the whole
             width of the prior, which must leave potentials that can be simulated.
-        runs: simulations, as long as those of a step, over which the derivatives are averaged.
+        runs: simulations, as long as those of a step, over which the derivatives are averaged; enough of them when
+            more do not lower the weak ``strengths``.
         progress: whether to show a bar.
 
     Raises:
@@ -85,7 +88,8 @@ def informed_subspace(
     """
     if target.linearise is None:
         raise ValueError(
-            "Only a likelihood of measured averages informs so. Got another target. Make one with difftre."
+            "Only a likelihood of measured averages has such directions. Got a target without (fused ones have none). "
+            "Make one with difftre."
         )
     if runs < 1:
         raise ValueError(f"runs must be at least 1. Got {runs}.")
@@ -113,7 +117,8 @@ def _averaged(
         total = total + np.asarray(slopes, np.float64)
     if not np.isfinite(total).all():
         raise ValueError(
-            "The simulation with these parameters must be stable. Got NaN. Take parameters of a stable run."
+            "The simulations with these parameters must be sound. Got NaN. Take parameters of a stable run, or raise "
+            "the capacity of the reference run, in case its neighbour lists were too short."
         )
     return total / runs, np.asarray(precision, np.float64)
 
@@ -123,8 +128,8 @@ def _basis(slopes: np.ndarray, precision: np.ndarray, min_strength: float) -> tu
     good = (precision > 0) & np.isfinite(precision)
     if not good.all():
         raise ValueError(
-            "The prior must be proper in every parameter. Got one without a width in "
-            f"{(~good).sum()} of {precision.size}. Give difftre a prior for all of them: "
+            "The log prior must be curved downwards in every parameter, as a normal one is. Got one that is not in "
+            f"{(~good).sum()} of {precision.size}. Give difftre a normal prior for all of them: "
             "normal(scale, skip=()), or prior(lambda path, leaf: Normal(centre, width))."
         )
     width = precision**-0.5

@@ -31,7 +31,7 @@ def build(spec: Spec | str) -> Potential:
     Raises:
         ValueError: for an unknown name, or arguments that the builder does not take.
     """
-    arguments = dict(json.loads(spec) if isinstance(spec, str) else spec)
+    arguments = dict(json.loads(spec or "{}") if isinstance(spec, str) else spec)
     name = arguments.pop("name", None)
     if name == "add":
         return add(*[build(part) for part in arguments.get("parts", ())])

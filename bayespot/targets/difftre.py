@@ -285,7 +285,7 @@ def _summed(values: Callable, params: Params, cotangents: tuple) -> Params:
 
 
 def _precision(prior: Prior | None, params: Params) -> Params:
-    """Curvature of −log prior by each parameter; with the vector of ones, because it has no mixed derivatives."""
+    """Curvature of −log prior by each parameter, by the vector of ones: that of a prior without mixed derivatives."""
     if prior is None:
         return jax.tree.map(jnp.zeros_like, params)
     slope = jax.grad(lambda p: -prior(p["potential"]))

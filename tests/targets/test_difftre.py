@@ -67,10 +67,10 @@ def test_the_gradient_is_that_of_the_ensemble_average(key, observable, k):
 
 
 def test_errors_and_their_slopes_make_up_the_likelihood(key):
-    """With one replica it is −½ r·r, so that its gradient at the same frames is −Jᵀ r."""
+    """At frames that are used again the gradient is −Jᵀ r, of means over the replicas."""
     asked = {"a": SQUARE, "b": energy_per_atom(), "c": ASKING}
     measured = {name: Measurement(o, 0.5, 0.1 * n) for n, (name, o) in enumerate(asked.items(), start=1)}
-    target = difftre(SPRING, spring_run(replicas=1), measured, normal(0.5, skip=()))
+    target = difftre(SPRING, spring_run(replicas=2), measured, normal(0.5, skip=()))
     linearise, state = jax.jit(target.linearise), target.init(key, spring())
     for n in range(2):
         linear = linearise(jax.random.key(n), spring(), state)
