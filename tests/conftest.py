@@ -33,6 +33,8 @@ SLOW_MEMBERS = (
     "test_smooth_where_a_neighbour_crosses_the_cutoff[dimenet]",
     *(f"test_energy_and_forces_alone_are_those_with_the_stress[{n}]" for n in ("dimenet", "descriptor_mlp", "bonded")),
     "test_relaxation_of_the_cell_finds_the_crystal",
+    "test_full_batch_references_sample_the_cold_posterior[nuts]",
+    "test_what_cannot_be_counted_is_refused[wrong2-must have the shape]",
     *(f"test_batched_chains_equal_sequential_ones[{n}]" for n in ("sgnht", "sggmc", "amagold", "replica exchange")),
 )
 

@@ -92,9 +92,9 @@ def subset(target: Target, params: Params, free: Free) -> Subset:
 
 
 def _linearised(
-    whole: Callable, complete: Callable, names: tuple[str, ...], key: Key, part: Params, state: TargetState
+    linearise: Callable, whole: Callable, names: tuple[str, ...], key: Key, part: Params, state: TargetState
 ):
-    found: Linearised = whole(key, complete(part), state)
+    found: Linearised = linearise(key, whole(part), state)
     return found._replace(slopes=select(found.slopes, names), precision=select(found.precision, names))
 
 

@@ -18,7 +18,6 @@ Reference:
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -119,7 +118,7 @@ def difftre(
         value, gradient = with_prior(prior, params, value, gradient, 1)
         return value, gradient, state, progress(old, state, weight) | told
 
-    linearise = partial(_linearise, run, ref, values, found_in, errors, prior)
+    linearise = _lineariser(run, ref, values, found_in, errors, prior)
     return Target(
         starting(potential), lambda key, params: ref.init(key), value_and_grad, no_metrics, 1, potential.spec,
         frames=False, share=lambda params, state: ref.share(params["potential"], state), linearise=linearise,
@@ -252,22 +251,26 @@ def _found(values: Callable, run: ReferenceRun, asked: bool) -> Callable[[Params
     return lambda params, state: jax.lax.map(lambda n: values(params, state, n)[1], number) if asked else {}
 
 
-def _linearise(
-    run: ReferenceRun, ref: References, values: Callable, found_in: Callable, errors: Callable, prior: Prior | None,
-    key: Key, params: Params, state: ReferenceState,
-) -> Linearised:  # fmt: skip
-    own = params["potential"]
-    state = replace(state, age=jnp.full_like(state.age, run.max_age))  # too old: new frames, of these parameters
-    state, energy, _, weight = ref.refreshed(key, own, state)
+def _lineariser(
+    run: ReferenceRun, ref: References, values: Callable, found_in: Callable, errors: Callable, prior: Prior | None
+) -> Callable[[Key, Params, ReferenceState], Linearised]:
+    """``Target.linearise``."""
 
-    def mean(energy, found):
-        return jnp.concatenate([x.mean(0).ravel() for x in errors(energy, found, weight, state.kept).values()])
+    def linearise(key: Key, params: Params, state: ReferenceState) -> Linearised:
+        own = params["potential"]
+        state = replace(state, age=jnp.full_like(state.age, run.max_age))  # too old: new frames, of these parameters
+        state, energy, _, weight = ref.refreshed(key, own, state)
 
-    at = energy, found_in(own, state)
-    slopes = _summed(lambda p, n: values(p, state, n), own, jax.jacrev(mean, (0, 1))(*at))
-    error = mean(*at)
-    zero = jax.tree.map(lambda x: jnp.zeros((len(error), *jnp.shape(x)), x.dtype), params)
-    return Linearised(error, {**zero, "potential": slopes}, _precision(prior, params), state)
+        def mean(energy, found):
+            return jnp.concatenate([x.mean(0).ravel() for x in errors(energy, found, weight, state.kept).values()])
+
+        at = energy, found_in(own, state)
+        error, pull = jax.vjp(mean, *at)
+        slopes = _summed(lambda p, n: values(p, state, n), own, jax.vmap(pull)(jnp.eye(len(error), dtype=error.dtype)))
+        zero = jax.tree.map(lambda x: jnp.zeros((len(error), *jnp.shape(x)), x.dtype), params)
+        return Linearised(error, {**zero, "potential": slopes}, _precision(prior, params), state)
+
+    return linearise
 
 
 def _summed(values: Callable, params: Params, cotangents: tuple) -> Params:
