@@ -30,6 +30,8 @@ SLOW_MEMBERS = (
     "test_translation_changes_nothing_and_rotation_turns_the_forces[dimenet-crystal]",
     "test_vmap_over_parameters_equals_a_loop[dimenet]",
     "test_float32_agrees_with_float64[dimenet]",
+    "test_float32_agrees_with_float64[bonded]",
+    "test_spec_rebuilds_the_potential[dimenet]",
     "test_smooth_where_a_neighbour_crosses_the_cutoff[dimenet]",
     *(f"test_energy_and_forces_alone_are_those_with_the_stress[{n}]" for n in ("dimenet", "descriptor_mlp", "bonded")),
     "test_relaxation_of_the_cell_finds_the_crystal",
