@@ -28,7 +28,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
-from bayespot.inference.subset import check_shapes
+from bayespot.inference.subset import check_shapes, through
 from bayespot.inference.target import Target
 from bayespot.records.posterior import PosteriorSamples
 from bayespot.tree import replace
@@ -124,7 +124,7 @@ def _averaged(
 
 
 def _basis(slopes: np.ndarray, precision: np.ndarray, min_strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Directions as long as the posterior is wide ``(k, D)``, and all singular values ``(m,)`` (host)."""
+    """Directions as long as the posterior is wide ``(k, D)``, and all singular values ``(min(m, D),)`` (host)."""
     good = (precision > 0) & np.isfinite(precision)
     if not good.all():
         raise ValueError(
@@ -150,22 +150,16 @@ def _over(target: Target, params: Params, directions: np.ndarray, strengths: np.
     def whole(z: Params) -> Params:
         return back(centre + jnp.dot(z["coordinates"], rows, precision="highest"))
 
-    def value_and_grad(key, z, state, batch):
-        value, gradient, state, info = target.value_and_grad(key, whole(z), state, batch)
-        return value, {"coordinates": jnp.dot(rows, ravel_pytree(gradient)[0], precision="highest")}, state, info
+    def pull(gradient: Params) -> Params:
+        return {"coordinates": jnp.dot(rows, ravel_pytree(gradient)[0], precision="highest")}
 
     def complete(samples: PosteriorSamples) -> PosteriorSamples:
         return replace(samples, params=jax.vmap(whole)(samples.params))
 
-    share = target.share
     zero = {"coordinates": jnp.zeros(len(rows), rows.dtype)}
-    inner = target._replace(
+    inner = through(target, whole, pull)._replace(
         initial=lambda key: {"coordinates": jax.random.normal(key, (len(rows),), rows.dtype)},
-        init=lambda key, z: target.init(key, whole(z)),
-        value_and_grad=value_and_grad,
-        metrics=lambda z, batch: target.metrics(whole(z), batch),
         least_squares=None,
-        share=None if share is None else lambda z, state: share(whole(z), state),
         linearise=None,
     )
     return InformedSubspace(inner, zero, complete, strengths)

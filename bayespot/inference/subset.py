@@ -61,27 +61,17 @@ def subset(target: Target, params: Params, free: Free) -> Subset:
     def whole(part: Params) -> Params:
         return overlay(held, part)
 
-    def value_and_grad(key, part, state, batch):
-        value, gradient, state, info = target.value_and_grad(key, whole(part), state, batch)
-        return value, select(gradient, names), state, info
-
     least = target.least_squares
     if least is not None:
         residuals, log_prior = least.residuals, least.log_prior
         least = least._replace(
             residuals=lambda part, batch: residuals(whole(part), batch), log_prior=lambda part: log_prior(whole(part))
         )
-    share, linearise = target.share, target.linearise
+    linearise = target.linearise
     if linearise is not None:
         linearise = partial(_linearised, linearise, whole, names)
-    inner = target._replace(
-        initial=lambda key: select(target.initial(key), names),
-        init=lambda key, part: target.init(key, whole(part)),
-        value_and_grad=value_and_grad,
-        metrics=lambda part, batch: target.metrics(whole(part), batch),
-        least_squares=least,
-        share=None if share is None else lambda part, state: share(whole(part), state),
-        linearise=linearise,
+    inner = through(target, whole, lambda gradient: select(gradient, names))._replace(
+        initial=lambda key: select(target.initial(key), names), least_squares=least, linearise=linearise
     )
 
     def complete(samples: PosteriorSamples) -> PosteriorSamples:
@@ -89,6 +79,28 @@ def subset(target: Target, params: Params, free: Free) -> Subset:
         return replace(samples, params=overlay(repeated, samples.params))
 
     return Subset(inner, select(held, names), complete)
+
+
+def through(target: Target, whole: Callable[[Params], Params], pull: Callable[[Params], Params]) -> Target:
+    """The target in other coordinates; ``initial``, ``least_squares`` and ``linearise`` remain to be given.
+
+    Args:
+        target: over all parameters.
+        whole: ``coordinates → parameters``, linear up to a constant.
+        pull: its transpose, ``gradient by the parameters → gradient by the coordinates``.
+    """
+
+    def value_and_grad(key, z, state, batch):
+        value, gradient, state, info = target.value_and_grad(key, whole(z), state, batch)
+        return value, pull(gradient), state, info
+
+    share = target.share
+    return target._replace(
+        init=lambda key, z: target.init(key, whole(z)),
+        value_and_grad=value_and_grad,
+        metrics=lambda z, batch: target.metrics(whole(z), batch),
+        share=None if share is None else lambda z, state: share(whole(z), state),
+    )
 
 
 def _linearised(
