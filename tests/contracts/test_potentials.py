@@ -35,8 +35,7 @@ def member(name: str) -> Member:
 
 @cache
 def parameters(name: str):
-    with jax.ensure_compile_time_eval():  # tests ask for them inside traced functions too; a tracer must not be cached
-        return jax.jit(member(name).potential.init)(jax.random.key(1))
+    return jax.jit(member(name).potential.init)(jax.random.key(1))
 
 
 @pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in MEMBERS])
@@ -45,6 +44,7 @@ def name(request):
         pytest.skip(
             "its terms belong to places in molecules of four atoms: of other numbers or orders it knows nothing"
         )
+    parameters(request.param)  # now: tests ask for them inside traced functions too, and a tracer must not be cached
     return request.param
 
 
