@@ -66,7 +66,9 @@ def evaluate(sys: System):
     n = len(sys.species)
     missing = 15 - n
     sys = replace(
-        sys, position=np.pad(sys.position, ((0, missing), (0, 0))), species=np.pad(np.asarray(sys.species), (0, missing))
+        sys,
+        position=np.pad(sys.position, ((0, missing), (0, 0))),
+        species=np.pad(np.asarray(sys.species), (0, missing)),
     )
     energy, force = COMPILED(PARAMS, sys, nobody(sys))
     return energy, force[:n]
