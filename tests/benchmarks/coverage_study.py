@@ -191,6 +191,7 @@ def shrunk(samples: bp.PosteriorSamples, factor: float = 0.25) -> bp.PosteriorSa
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--teacher", choices=["argon", "silicon"], default="argon")
+    parser.add_argument("--only", choices=POSTERIORS, help="one posterior, without controls")
     parser.add_argument("--sets", type=int, default=20)
     parser.add_argument("--samples", type=int, default=12, help="of each posterior")
     parser.add_argument("--length", type=float, default=30.0, help="of a run [ps]")
@@ -207,13 +208,16 @@ def main() -> None:
     sets = data_sets(keys[1], problem, chosen.sets)
     stage(begin, "data sets")
     with jax.default_device(jax.devices("cpu")[0]):  # a few parameters and frames: small work
-        posteriors = posteriors_of(keys[2], problem, problem.model, sets, POSTERIORS, chosen.samples)
-        wrong = posteriors_of(keys[3], problem, problem.wrong, sets, ("ensemble",), chosen.samples)["ensemble"]
+        kinds = (chosen.only,) if chosen.only else POSTERIORS
+        posteriors = posteriors_of(keys[2], problem, problem.model, sets, kinds, chosen.samples)
+        runs = {name: (problem.model, found) for name, found in posteriors.items()}
+        if not chosen.only:
+            runs |= {f"{n} shrunk": (problem.model, [shrunk(s) for s in found]) for n, found in posteriors.items()}
+            wrong = posteriors_of(keys[3], problem, problem.wrong, sets, ("ensemble",), chosen.samples)
+            runs["wrong model"] = problem.wrong, wrong["ensemble"]
     stage(begin, "posteriors")
-    runs = {name: (problem.model, found) for name, found in posteriors.items()}
-    runs |= {f"{n} shrunk": (problem.model, [shrunk(s) for s in found]) for n, found in posteriors.items()}
     studies = {}
-    for n, (name, (model, found)) in enumerate((runs | {"wrong model": (problem.wrong, wrong)}).items()):
+    for n, (name, (model, found)) in enumerate(runs.items()):
         studies[name] = study = bp.coverage_study(
             jax.random.fold_in(keys[4], n), model, found, problem.start, problem.ensemble, problem.observables, true,
             steps=problem.steps, every=problem.every, equilibration=problem.equilibration, progress=False,
