@@ -1,5 +1,8 @@
 """What a simulation leaves behind."""
 
+import numpy as np
+
+from bayespot.errors import Status
 from bayespot.records.system import System
 from bayespot.tree import record
 from bayespot.typing import Array, Float, Int
@@ -37,3 +40,9 @@ class Trajectory:
     time: Float[Array, "*#batch T"]
     status: Int[Array, "*#batch"]
     valid_until: Float[Array, "*#batch"]
+
+    @property
+    def surviving(self) -> float:
+        """Share of the samples all of whose runs were sound (host); ``valid_until`` says when the others failed."""
+        sound = np.asarray(self.status) == Status.OK
+        return float(sound.reshape(len(sound) if sound.ndim else 1, -1).all(1).mean())

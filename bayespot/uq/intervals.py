@@ -16,16 +16,18 @@ does not show in their spread, and does not shrink with their number. Its quanti
 widths in squares.
 """
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import special, stats
 
-from bayespot.errors import FailedSamples, Status, listed
+from bayespot.errors import FailedSamples, Status, UncertaintyWarning, listed
 from bayespot.records.interval import Interval, Observed
 from bayespot.tree import take
 from bayespot.typing import Float
-from bayespot.uq.variance import Components, components
+from bayespot.uq.variance import Components, alike, components
 
 KINDS = ("equal_tailed", "highest_density", "student_t")
 
@@ -44,8 +46,10 @@ def interval(observed: Observed, level: float = 0.95, kind: str | None = None, f
 
     Raises:
         FailedSamples: when a run failed and ``failed="raise"``, or a sound run gave NaN or inf.
-        ValueError: for unknown arguments, fewer than two samples, one replica without blocks, or a quantile that does
-            not exist with so few samples.
+        ValueError: for unknown arguments, fewer than two samples, one replica without blocks, or too few for a quantile.
+
+    Warns:
+        UncertaintyWarning: where the blocks of single runs are so much alike that ``std_sampling`` is too small.
     """
     if not 0 < level < 1 or (kind is not None and kind not in KINDS) or failed not in ("raise", "drop"):
         raise ValueError(
@@ -54,6 +58,7 @@ def interval(observed: Observed, level: float = 0.95, kind: str | None = None, f
         )
     observed, dropped = _sound(observed, failed)
     parts = components(observed)
+    _warn_of_short_runs(observed)
     if parts.number < 2 - 1e-9:
         raise ValueError(
             f"A credible interval needs at least two effective samples. Got {parts.number:.2f}: the weights rest on a "
@@ -87,6 +92,16 @@ def interval(observed: Observed, level: float = 0.95, kind: str | None = None, f
         unit=observed.unit,
         axis=observed.axis,
     )
+
+
+def _warn_of_short_runs(observed: Observed):
+    if alike(observed):
+        warnings.warn(
+            f"The runs are too short for {observed.name}: neighbouring blocks are so much alike that its sampling "
+            "error is underestimated. Simulate longer, or with propagate(..., replicas=2).",
+            UncertaintyWarning,
+            stacklevel=3,
+        )
 
 
 def _sound(observed: Observed, failed: str) -> tuple[Observed, tuple[int, ...]]:

@@ -169,6 +169,22 @@ def _inflation(blocks: np.ndarray) -> float:
     return (1.0 + common) / (1.0 - common / (r * b - 1))
 
 
+def alike(observed: Observed) -> bool:
+    """Whether blocks of single runs are more alike than ``run_means`` corrects for (host).
+
+    That is a correlation of neighbours above ½, von Neumann's ratio below ½ / (1 − 1/B); it must also be two standard
+    errors below 1, that of independent blocks. Of two blocks it tells nothing. Replicas show such an error themselves,
+    and reweighted samples have their own (``shared_error``).
+    """
+    blocks = np.asarray(observed.blocks, np.float64)
+    s, r, b = blocks.shape[:3]
+    if r > 1 or b < 3 or observed.shared is not None or not np.isfinite(blocks).all():
+        return False
+    ratio = _von_neumann(blocks)
+    known = ratio[np.isfinite(ratio)]
+    return bool(known.size and known.mean() < min(0.5 / (1.0 - 1.0 / b), 1.0 - 2.0 / np.sqrt(s * b)))
+
+
 def block_independence(observed: Observed) -> np.ndarray:
     r"""Whether the blocks are long enough: von Neumann's ratio of the blocks of all runs, ``(...)`` (host).
 

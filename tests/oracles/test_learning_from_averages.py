@@ -10,15 +10,21 @@ from bayespot import units
 from bayespot.inference.infer import infer
 from bayespot.inference.optimise import optimise
 from bayespot.inference.priors import normal
+from bayespot.inference.sghmc import sghmc
 from bayespot.inference.sgld import sgld
 from bayespot.inference.target import initial
-from bayespot.observables.observable import Observable, average
+from bayespot.observables.observable import Observable, average, observe
 from bayespot.observables.structure import rdf
 from bayespot.potentials.potential import Potential
+from bayespot.potentials.teacher import add_noise, label
 from bayespot.records.system import system
 from bayespot.simulation.ensemble import nvt_langevin
+from bayespot.simulation.simulate import propagate
 from bayespot.targets.difftre import Measurement, difftre
+from bayespot.targets.force_matching import Noise, force_matching
+from bayespot.targets.fused import fused
 from bayespot.targets.reference_run import reference_run
+from bayespot.uq.intervals import interval
 from tests.targets.springs import KT, SQUARE, spring_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimised")]
@@ -158,6 +164,69 @@ def test_the_posterior_of_a_measurement(key):
     assert drawn.mean() == pytest.approx(mean, abs=4 * 0.05 * deviation)
     assert drawn.std() == pytest.approx(deviation, rel=0.04 + 4 * 0.04)
     assert drawn.std() < 0.5  # the prior's is 1: the measurement informs
+
+
+def two_springs():
+    """U = ½ eᵃ x² + ½ eᵇ y² + ½ z², forces on 8 particles with errors of 1, and ⟨x²⟩ measured as 0.5 ± 0.05."""
+    potential = Potential(
+        lambda key: {"a": jnp.zeros(()), "b": jnp.zeros(())},
+        lambda p, s, n: 0.5 * s.position**2 @ jnp.stack([jnp.exp(p["a"]), jnp.exp(p["b"]), 1.0]),
+        1.0, (), {"name": "two springs"},
+    )  # fmt: skip
+    rng = np.random.default_rng(3)
+    frames = [system(rng.normal(size=(1, 3)), [1], np.zeros((3, 3))) for _ in range(8)]
+    truth = {"a": jnp.asarray(0.3), "b": jnp.asarray(0.3)}
+    data = add_noise(jax.random.key(4), label(potential, truth, frames, 1.0), forces=1.0)
+    matching = force_matching(potential, data, normal(1.0), Noise(energy=None, forces=1.0, learn="fixed"))
+    squares = {
+        name: Observable(lambda f, k=k: (f.system.position[:, k] ** 2).mean(), average, name, "Å²")
+        for k, name in enumerate(("x²", "y²"))
+    }
+    run = spring_run(replicas=8, steps=4000, first_equilibration=200, min_share=0.95)
+    experiment = difftre(potential, run, {"x²": Measurement(squares["x²"], 0.5, 0.05)})
+    return potential, data, matching, experiment, squares
+
+
+def exact_square(data, axis, measured):
+    """Mean and standard deviation of kT e⁻ᵃ over the posterior of one exponent, by quadrature."""
+    a = np.linspace(-5, 5, 20_001)
+    x, force = (np.asarray(v)[:, 0, axis] for v in (data.system.position, data.forces))
+    energy = 0.5 * a**2 + 0.5 * ((force + x * np.exp(a)[:, None]) ** 2).sum(1)
+    square = KT * np.exp(-a)
+    if measured:
+        energy += 0.5 * ((square - 0.5) / 0.05) ** 2
+    density = np.exp(-(energy - energy.min()))
+    mean = (square * density).sum() / density.sum()
+    return mean, np.sqrt(((square - mean) ** 2 * density).sum() / density.sum())
+
+
+def test_predictions_become_sharper_where_the_experiment_informs(key):
+    """From data to intervals, by SGHMC on the forces alone and on forces and experiment, against quadrature.
+
+    The interval of ⟨x²⟩, which was measured, becomes less than half as wide, that of ⟨y²⟩ stays. 8 chains of 48 draws,
+    nearly independent: standard error of the mean 5 % and of the deviation 4 to 6 % of the latter. The noise of 3200
+    frames in the likelihood is a quarter of the measurement's and widens by 3 %. Seed 0.
+    """
+    potential, data, matching, experiment, squares = two_springs()
+    widths = {}
+    for measured, target in enumerate((matching, fused(matching, experiment))):
+        keys = jax.random.split(jax.random.fold_in(key, measured), 3)
+        start = initial(keys[0], target, chains=8)
+        algorithm = sghmc(target, 0.1, friction=1.0)
+        samples = infer(keys[1], algorithm, start, data, steps=2600, burn_in=200, thin=50, progress=False)
+        runs = propagate(
+            keys[2], potential, samples, system(np.zeros((1, 3)), [1], np.zeros((3, 3))),
+            nvt_langevin(kT=KT, dt=0.2, gamma=1.0), steps=20_000, every=10, equilibration=200, skin=50.0,
+            max_kT=100.0, batch_size=64, progress=False,
+        )  # fmt: skip
+        for axis, (name, observable) in enumerate(squares.items()):
+            it = interval(observe(observable, runs, samples=samples))
+            mean, deviation = exact_square(data, axis, measured and axis == 0)
+            assert float(it.mean) == pytest.approx(mean, abs=4 * 0.05 * deviation)
+            assert float(it.std_model) == pytest.approx(deviation, rel=0.03 + 4 * 0.055)
+            widths[name, measured] = float(it.upper - it.lower)
+    assert widths["x²", 1] < 0.5 * widths["x²", 0]
+    assert widths["y²", 1] == pytest.approx(widths["y²", 0], rel=4 * 0.055 * 2**0.5)
 
 
 def test_many_parameters_do_not_make_the_replicas_disagree(key):

@@ -122,11 +122,44 @@ def test_overflow_repairs_itself(runs, monkeypatch):
 
     monkeypatch.setattr(loop, "neighbor_list", too_small)
     repaired = propagate(
-        jax.random.key(3), POTENTIAL, posterior(), argon(), ENSEMBLE, replicas=2, batch_size=1, **OPTIONS
+        jax.random.key(3), POTENTIAL, posterior(), argon(), ENSEMBLE, replicas=2, batch_size=6, **OPTIONS
     )
     assert made[0] == (5, 0)
     assert len(set(made)) > 1
     np.testing.assert_allclose(position(repaired), position(runs), rtol=0, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_where_some_runs_of_a_batch_overflow_all_are_repaired(runs, monkeypatch):
+    """Lists end just short of the third shell, whose atoms come and go; one list serves all runs of a batch."""
+    original, first, needed = loop.neighbor_list, [None], []
+    repaired = loop._repaired
+
+    def tight(start, cutoff, skin, capacity=None, thinnest=None):
+        return original(start, cutoff, skin, capacity or first[0], thinnest)
+
+    def watched(advance, arguments, limits, compiled):
+        def spy(advance):
+            def run(*x):
+                out = advance(*x)
+                needed.append(np.asarray(out[2].needed)[:, 0])
+                return out
+
+            return run
+
+        return repaired(spy(advance), arguments, limits, lambda limits: spy(compiled(limits)))
+
+    monkeypatch.setattr(loop, "neighbor_list", tight)
+    monkeypatch.setattr(loop, "_repaired", watched)
+    arguments = jax.random.key(3), POTENTIAL, posterior(), argon(), ENSEMBLE
+    options = OPTIONS | {"replicas": 2, "skin": 1.2}
+    propagate(*arguments, **options, batch_size=1)
+    alone, calls = np.max(needed, 0), len(needed)
+    assert alone.min() < alone.max()
+    first[0] = (int(alone.min()), 0)  # enough for one of the runs
+    again = propagate(*arguments, **options, batch_size=6)
+    assert len(needed) > 2 * calls
+    np.testing.assert_allclose(position(again), position(runs), rtol=0, atol=1e-9)
 
 
 @pytest.mark.slow
@@ -164,6 +197,7 @@ def test_an_unstable_sample_leaves_the_others_alone(runs):
         result = propagate(**common, batch_size=size, throw=False, **OPTIONS)
         assert (result.status == [[0, 0], [Status.UNSTABLE] * 2, [0, 0]]).all()
         assert (result.valid_until[1] < 200 * FS).all()
+        assert result.surviving == pytest.approx(2 / 3)
         kept = take(result, np.array([0, 2])), take(runs, np.array([0, 2]))
         assert same(*kept) if size == 1 else np.abs(position(kept[0]) - position(kept[1])).max() < 1e-9
     with pytest.raises(FailedSamples, match=r"1 of 3 samples \(1\) became unstable; first at t = .* ps") as caught:

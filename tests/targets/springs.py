@@ -18,8 +18,8 @@ SPRING = Potential(
 SQUARE = Observable(lambda f: (f.system.position**2).mean(), average, "x²", "Å²")
 
 
-def spring_run(replicas=4, steps=1000, min_share=0.9, **other):
+def spring_run(replicas=4, steps=1000, min_share=0.9, kT=KT, **other):
     start = system(np.zeros((1, 3)), [1], np.zeros((3, 3)))
-    thermostat = nvt_langevin(kT=KT, dt=0.2, gamma=1.0)
+    thermostat = nvt_langevin(kT=kT, dt=0.2, gamma=1.0)
     options = {"every": 10, "skin": 5.0, "max_kT": 100.0} | other
     return reference_run(start, thermostat, steps=steps, replicas=replicas, min_share=min_share, **options)

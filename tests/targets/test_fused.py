@@ -1,4 +1,4 @@
-"""Joint densities: values and gradients are weighted sums, and several state points are several targets."""
+"""Joint densities: values and gradients are weighted sums, and several state points (here temperatures) are targets."""
 
 import jax
 import numpy as np
@@ -24,8 +24,8 @@ def parts():
     data = label(SPRING, params, frames, 1.0)
     matching = force_matching(SPRING, data, normal(1.0), Noise(energy=0.01, forces=0.1))
     states = [
-        difftre(SPRING, spring_run(steps=60, replicas=2), {"x²": Measurement(SQUARE, value, 0.1)})
-        for value in (0.4, 0.5)
+        difftre(SPRING, spring_run(steps=60, replicas=2, kT=kT), {"x²": Measurement(SQUARE, value, 0.1)})
+        for kT, value in ((0.7, 0.4), (1.1, 0.5))
     ]
     return data, matching, states
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bayespot.errors import UncertaintyWarning
 from bayespot.tree import replace
 from bayespot.uq.intervals import interval
-from bayespot.uq.variance import block_independence, components, run_means
+from bayespot.uq.variance import alike, block_independence, components, run_means
 from tests.uq.experiments import REPETITIONS, binomial, observed, with_blocks
 
 
@@ -41,7 +42,17 @@ def test_blocks_give_the_sampling_error_of_correlated_runs():
 def test_blocks_shorter_than_the_correlation_time_are_noticed():
     x = autoregressive(np.random.default_rng(10), (8, 300), 64, 0.98)
     blocks = x.reshape(8, 300, 4, -1).mean(-1).transpose(0, 2, 1)[:, None]
-    assert np.nanmean(block_independence(observed(blocks.mean(2), blocks=blocks))) < 0.6
+    obs = observed(blocks.mean(2), blocks=blocks)
+    assert np.nanmean(block_independence(obs)) < 0.6
+    with pytest.warns(UncertaintyWarning, match=r"too short for .*replicas=2"):
+        interval(obs)
+
+
+def test_few_runs_of_independent_blocks_are_called_too_short():
+    """8 samples × 4 blocks of one number: von Neumann's ratio is below 0.646 by chance in some 3 % of all cases."""
+    blocks = np.random.default_rng(11).normal(size=(2000, 8, 1, 4))
+    found = np.mean([alike(observed(b.mean(2), blocks=b)) for b in blocks])
+    assert found < 0.03 + 4 * np.sqrt(0.03 * 0.97 / 2000)
 
 
 def test_replicas_and_blocks_together_give_the_sampling_error():
