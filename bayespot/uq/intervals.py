@@ -46,7 +46,7 @@ def interval(observed: Observed, level: float = 0.95, kind: str | None = None, f
 
     Raises:
         FailedSamples: when a run failed and ``failed="raise"``, or a sound run gave NaN or inf.
-        ValueError: for unknown arguments, fewer than two samples, one replica without blocks, or too few for a quantile.
+        ValueError: for unknown arguments, fewer than two samples, one replica without blocks, or a quantile of too few.
 
     Warns:
         UncertaintyWarning: where the blocks of single runs are so much alike that ``std_sampling`` is too small.
