@@ -7,6 +7,7 @@ import pytest
 from ase.build import bulk
 
 from bayespot import units
+from bayespot.observables.fluctuations import compressibility, thermal_expansion
 from bayespot.observables.observable import observe
 from bayespot.observables.thermodynamics import pressure
 from bayespot.potentials.classical import lennard_jones
@@ -41,7 +42,7 @@ def one_sample(params):
 
 
 def replicas(ensemble, seed):
-    """Eight independent runs of 100 ps of solid argon: kinetic energies and potential energies, (8, frames).
+    """Eight independent runs of 100 ps of solid argon; their kinetic and potential energies, (8, frames).
 
     Where the box moves, 200 ps: the energy follows the volume, whose fluctuations are slower.
     """
@@ -51,7 +52,7 @@ def replicas(ensemble, seed):
         replicas=8, batch_size=1, chunk=5000, skin=0.8, progress=False,
     )  # fmt: skip
     mass = np.asarray(masses(START))[:, None]
-    return 0.5 * (mass * runs.frames.velocity[0] ** 2).sum((-1, -2)), runs.frames.energy[0]
+    return runs, 0.5 * (mass * runs.frames.velocity[0] ** 2).sum((-1, -2)), runs.frames.energy[0]
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in CANONICAL])
@@ -63,7 +64,7 @@ def canonical(request, optimised):
 def test_kinetic_temperature(canonical):
     # Error from the spread of 8 independent runs (5 standard errors: p = 0.002 for 7 degrees of freedom), plus 0.5 %
     # for the time step: (ω dt)²/8 with ω dt = 0.13 is 0.2 %. Counting 3N for 3N − 3 would be off by 3.2 %.
-    for ensemble, (kinetic, _) in zip(canonical[:2], canonical[2:], strict=True):
+    for ensemble, (_, kinetic, _) in zip(canonical[:2], canonical[2:], strict=True):
         kT = 2 * kinetic.mean(1) / ensemble.degrees(N)
         error = kT.std(ddof=1) / np.sqrt(8)
         assert error < 0.005 * ensemble.kT
@@ -72,7 +73,7 @@ def test_kinetic_temperature(canonical):
 
 def test_kinetic_energy_has_canonical_fluctuations(canonical):
     # var K = degrees/2 kT²; the relative error of a variance from some 3000 independent frames is sqrt(2/3000) = 3 %.
-    for ensemble, (kinetic, _) in zip(canonical[:2], canonical[2:], strict=True):
+    for ensemble, (_, kinetic, _) in zip(canonical[:2], canonical[2:], strict=True):
         expected = 0.5 * ensemble.degrees(N) * ensemble.kT**2
         np.testing.assert_allclose(kinetic.var(ddof=1), expected, rtol=0.1)
 
@@ -80,10 +81,28 @@ def test_kinetic_energy_has_canonical_fluctuations(canonical):
 def test_boltzmann_slope_of_the_potential_energy(canonical):
     # ln p_hot(U)/p_cold(U) = const + (1/kT_cold − 1/kT_hot) U, by logistic regression (Shirts, JCTC 9, 909 (2013)).
     # Each of 8 independent pairs of runs gives one slope; 5 standard errors of their mean, which is below 4 %.
-    slopes = np.array([slope(cold, hot) for cold, hot in zip(canonical[2][1], canonical[3][1], strict=True)])
+    slopes = np.array([slope(cold, hot) for cold, hot in zip(canonical[2][2], canonical[3][2], strict=True)])
     expected, error = 1 / COLD - 1 / HOT, slopes.std(ddof=1) / np.sqrt(8)
     assert error < 0.04 * expected
     assert abs(slopes.mean() - expected) < 5 * error
+
+
+def test_thermal_expansion_is_the_slope_of_the_volume(canonical):
+    # Between two temperatures a fifth apart: fluctuations at both against the difference of the mean volumes, by eight
+    # pairs of runs; 5 standard errors of their mean, which is below a tenth.
+    cold, hot, *found = canonical
+    if cold.box is None:
+        pytest.skip("the box does not move")
+    runs = [runs for runs, *_ in found]
+    fluctuations = [
+        np.asarray(observe(thermal_expansion(e.kT), r).value)[0] for e, r in zip((cold, hot), runs, strict=True)
+    ]
+    mean = [np.asarray(volume(r.frames.system.box))[0].mean(1) for r in runs]
+    difference = np.log(mean[1] / mean[0]) * kB / (hot.kT - cold.kT)
+    apart = 0.5 * (fluctuations[0] + fluctuations[1]) - difference
+    error = apart.std(ddof=1) / np.sqrt(8)
+    assert error < 0.1 * difference.mean()
+    assert abs(apart.mean()) < 5 * error
 
 
 def slope(cold, hot) -> float:
@@ -112,7 +131,7 @@ def test_pressure_and_fluctuations_of_the_volume(ensemble):
     # ln p_a(V)/p_b(V) = const − (P_a − P_b) V/kT: exact, whatever the equation of state. Eight pairs of runs of 50 ps;
     # a slope scatters by some 10 %. The mean of the virial pressure is P. The compressibility by var V/(kT V) is that
     # by the difference of the mean volumes, up to the 1 % by which it does not fall linearly between the pressures.
-    pressures, volumes = (0.0, 0.05 * units.GPa), []
+    pressures, volumes, fluctuations = (0.0, 0.05 * units.GPa), [], []
     for number, p in enumerate(pressures):
         runs = propagate(
             jax.random.key(number), ARGON, one_sample(PARAMS), START,
@@ -122,14 +141,14 @@ def test_pressure_and_fluctuations_of_the_volume(ensemble):
         virial = np.asarray(observe(pressure(), runs).value[0]) * units.GPa
         assert abs(virial.mean() - p) < 5 * virial.std(ddof=1) / np.sqrt(8) < 0.01 * units.GPa
         volumes.append(np.asarray(volume(runs.frames.system.box))[0])
+        fluctuations.append(np.asarray(observe(compressibility(COLD), runs).value)[0] / units.GPa)
     slopes = np.array([slope(a, b) for a, b in zip(*volumes, strict=True)])
     expected, error = -(pressures[1] - pressures[0]) / COLD, slopes.std(ddof=1) / np.sqrt(8)
     assert error < 0.07 * abs(expected)
     assert abs(slopes.mean() - expected) < 5 * error
     mean = np.array([v.mean(1) for v in volumes])
-    fluctuations = np.array([v.var(1, ddof=1) / v.mean(1) / COLD for v in volumes]).mean(0)
     difference = (mean[0] - mean[1]) / (pressures[1] - pressures[0]) / mean.mean(0)
-    apart = fluctuations - difference
+    apart = np.mean(fluctuations, 0) - difference
     error = apart.std(ddof=1) / np.sqrt(8)
     assert error < 0.07 * difference.mean()
     assert abs(apart.mean()) < 5 * error + 0.01 * difference.mean()
