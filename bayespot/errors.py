@@ -40,7 +40,7 @@ class FailedSamples(RuntimeError):
 
 
 class UncertaintyWarning(UserWarning):
-    """The posterior no longer knows the forces on some atom well enough (``calculator(…, warn_above=…)``)."""
+    """An uncertainty is too large (``calculator(…, warn_above=…)``), or runs are too short to tell it."""
 
 
 def listed(numbers, limit: int = 10) -> str:

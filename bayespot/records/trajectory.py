@@ -44,5 +44,4 @@ class Trajectory:
     @property
     def surviving(self) -> float:
         """Share of the samples all of whose runs were sound (host); ``valid_until`` says when the others failed."""
-        sound = np.asarray(self.status) == Status.OK
-        return float(sound.reshape(len(sound) if sound.ndim else 1, -1).all(1).mean())
+        return float((np.asarray(self.status) == Status.OK).all(-1).mean())

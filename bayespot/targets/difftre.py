@@ -11,8 +11,9 @@ with the weights of ``reference_run``. Its gradient is that of the ensemble aver
           - \frac{1}{kT}\, \mathrm{cov}\Big( O, \frac{\partial U}{\partial \theta} \Big),
 
 without a derivative through the integrator, which would grow exponentially with the length of the run. One frame at
-a time is differentiated. The gradients of all frames are kept where they are 64 MB or less in single precision, and
-computed twice where they are not; beyond that, memory grows with the positions of the frames alone.
+a time is differentiated. The gradients of the energies of all frames are kept up to 2²⁴ numbers for each chain (64 MB
+in single precision), unless an observable asks for energy, stress or parameters; otherwise the energies are computed
+twice. Beyond that, memory grows with the frames: their positions, velocities and values of the observables.
 
 Reference:
     Thaler and Zavadlav, *Nat. Commun.* 12, 6884 (2021); products of replicas in place of squares are not in it.

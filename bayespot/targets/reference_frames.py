@@ -35,7 +35,7 @@ from bayespot.targets.reference_run import ReferenceRun
 from bayespot.tree import record, replace
 from bayespot.typing import Array, Float, Key, Params, PyTree, Scalar
 
-MOST_SLOPES = 2**24  # numbers that gradients of all frames may hold, 64 MB; above that, they are computed twice
+MOST_SLOPES = 2**24  # numbers that gradients of all frames may hold, 64 MB; above that, energies are computed twice
 
 
 @record

@@ -16,6 +16,7 @@ does not show in their spread, and does not shrink with their number. Its quanti
 widths in squares.
 """
 
+import os
 import warnings
 
 import jax
@@ -46,10 +47,10 @@ def interval(observed: Observed, level: float = 0.95, kind: str | None = None, f
 
     Raises:
         FailedSamples: when a run failed and ``failed="raise"``, or a sound run gave NaN or inf.
-        ValueError: for unknown arguments, fewer than two samples, one replica without blocks, or a quantile of too few.
+        ValueError: for unknown arguments, one replica without blocks, or too few samples (two; more for quantiles).
 
     Warns:
-        UncertaintyWarning: where the blocks of single runs are so much alike that ``std_sampling`` is too small.
+        UncertaintyWarning: where blocks are clearly alike, so that ``std_sampling`` is too small (``alike``).
     """
     if not 0 < level < 1 or (kind is not None and kind not in KINDS) or failed not in ("raise", "drop"):
         raise ValueError(
@@ -58,7 +59,6 @@ def interval(observed: Observed, level: float = 0.95, kind: str | None = None, f
         )
     observed, dropped = _sound(observed, failed)
     parts = components(observed)
-    _warn_of_short_runs(observed)
     if parts.number < 2 - 1e-9:
         raise ValueError(
             f"A credible interval needs at least two effective samples. Got {parts.number:.2f}: the weights rest on a "
@@ -72,6 +72,7 @@ def interval(observed: Observed, level: float = 0.95, kind: str | None = None, f
             "Use kind='student_t', a lower level, or more samples or chains."
         )
     kind = kind or ("student_t" if few else "equal_tailed")
+    _warn_of_short_runs(observed)
     lower, upper = _raw(observed, parts, level, kind)
     kappa = _deconvolution(parts, level)
     common = stats.t.ppf(0.5 + level / 2, parts.common_degrees) * np.sqrt(parts.common)
@@ -94,13 +95,13 @@ def interval(observed: Observed, level: float = 0.95, kind: str | None = None, f
     )
 
 
-def _warn_of_short_runs(observed: Observed):
+def _warn_of_short_runs(observed: Observed) -> None:
     if alike(observed):
         warnings.warn(
             f"The runs are too short for {observed.name}: neighbouring blocks are so much alike that its sampling "
             "error is underestimated. Simulate longer, or with propagate(..., replicas=2).",
             UncertaintyWarning,
-            stacklevel=3,
+            skip_file_prefixes=(os.path.dirname(os.path.dirname(__file__)) + os.sep,),  # at the user's line
         )
 
 

@@ -89,7 +89,8 @@ def test_boltzmann_slope_of_the_potential_energy(canonical):
 
 def test_thermal_expansion_is_the_slope_of_the_volume(canonical):
     # Between two temperatures a fifth apart: fluctuations at both against the difference of the mean volumes, by eight
-    # pairs of runs; 5 standard errors of their mean, which is below a tenth.
+    # pairs of runs; 5 standard errors of their mean, plus 1 % for the curve between the temperatures and the length of
+    # the runs, which fluctuations lack by one correlation time in a hundred or more.
     cold, hot, *found = canonical
     if cold.box is None:
         pytest.skip("the box does not move")
@@ -102,7 +103,7 @@ def test_thermal_expansion_is_the_slope_of_the_volume(canonical):
     apart = 0.5 * (fluctuations[0] + fluctuations[1]) - difference
     error = apart.std(ddof=1) / np.sqrt(8)
     assert error < 0.1 * difference.mean()
-    assert abs(apart.mean()) < 5 * error
+    assert abs(apart.mean()) < 5 * error + 0.01 * difference.mean()
 
 
 def slope(cold, hot) -> float:

@@ -168,7 +168,7 @@ def test_the_posterior_of_a_measurement(key):
 
 
 def two_springs():
-    """U = ½ eᵃ x² + ½ eᵇ y² + ½ z², forces on 8 particles with errors of 1, and ⟨x²⟩ measured as 0.5 ± 0.05."""
+    """U = ½ eᵃ x² + ½ eᵇ y² + ½ z², eight forces with errors of 1, a and b ~ N(0, 0.2), and ⟨x²⟩ = 0.5 ± 0.05."""
     potential = Potential(
         lambda key: {"a": jnp.zeros(()), "b": jnp.zeros(())},
         lambda p, s, n: 0.5 * s.position**2 @ jnp.stack([jnp.exp(p["a"]), jnp.exp(p["b"]), 1.0]),
@@ -178,7 +178,7 @@ def two_springs():
     frames = [system(rng.normal(size=(1, 3)), [1], np.zeros((3, 3))) for _ in range(8)]
     truth = {"a": jnp.asarray(0.3), "b": jnp.asarray(0.3)}
     data = add_noise(jax.random.key(4), label(potential, truth, frames, 1.0), forces=1.0)
-    matching = force_matching(potential, data, normal(1.0), Noise(energy=None, forces=1.0, learn="fixed"))
+    matching = force_matching(potential, data, normal(0.2), Noise(energy=None, forces=1.0, learn="fixed"))
     squares = {
         name: Observable(lambda f, k=k: (f.system.position[:, k] ** 2).mean(), average, name, "Å²")
         for k, name in enumerate(("x²", "y²"))
@@ -192,7 +192,7 @@ def exact_square(data, axis, measured):
     """Mean and standard deviation of kT e⁻ᵃ over the posterior of one exponent, by quadrature."""
     a = np.linspace(-5, 5, 20_001)
     x, force = (np.asarray(v)[:, 0, axis] for v in (data.system.position, data.forces))
-    energy = 0.5 * a**2 + 0.5 * ((force + x * np.exp(a)[:, None]) ** 2).sum(1)
+    energy = 0.5 * (a / 0.2) ** 2 + 0.5 * ((force + x * np.exp(a)[:, None]) ** 2).sum(1)
     square = KT * np.exp(-a)
     if measured:
         energy += 0.5 * ((square - 0.5) / 0.05) ** 2
@@ -204,9 +204,10 @@ def exact_square(data, axis, measured):
 def test_predictions_become_sharper_where_the_experiment_informs(key):
     """From data to intervals, by SGHMC on the forces alone and on forces and experiment, against quadrature.
 
-    The interval of ⟨x²⟩, which was measured, becomes less than half as wide, that of ⟨y²⟩ stays. 8 chains of 48 draws,
-    nearly independent: standard error of the mean 5 % and of the deviation 4 to 6 % of the latter. The noise of 3200
-    frames in the likelihood is a quarter of the measurement's and widens by 3 %. Seed 0.
+    The interval of ⟨x²⟩, which was measured, becomes 0.4 times as wide (exact: 0.376 and 0.152 Å²), that of ⟨y²⟩ stays.
+    8 chains of 48 draws, nearly independent: standard error of the mean 5 % of the deviation; of the deviation 4.3 %,
+    for a kurtosis of 3.9; of a width 6 %. The noise of 3200 frames in the likelihood is a quarter of the measurement's
+    and widens by 3 %. Seed 0.
     """
     potential, data, matching, experiment, squares = two_springs()
     widths = {}
@@ -214,7 +215,7 @@ def test_predictions_become_sharper_where_the_experiment_informs(key):
         keys = jax.random.split(jax.random.fold_in(key, measured), 3)
         start = initial(keys[0], target, chains=8)
         algorithm = sghmc(target, 0.1, friction=1.0)
-        samples = infer(keys[1], algorithm, start, data, steps=2600, burn_in=200, thin=50, progress=False)
+        samples = infer(keys[1], algorithm, start, data, steps=2600, batch_size=8, burn_in=200, thin=50, progress=False)
         runs = propagate(
             keys[2], potential, samples, system(np.zeros((1, 3)), [1], np.zeros((3, 3))),
             nvt_langevin(kT=KT, dt=0.2, gamma=1.0), steps=20_000, every=10, equilibration=200, skin=50.0,
@@ -224,10 +225,10 @@ def test_predictions_become_sharper_where_the_experiment_informs(key):
             it = interval(observe(observable, runs, samples=samples))
             mean, deviation = exact_square(data, axis, measured and axis == 0)
             assert float(it.mean) == pytest.approx(mean, abs=4 * 0.05 * deviation)
-            assert float(it.std_model) == pytest.approx(deviation, rel=0.03 + 4 * 0.055)
+            assert float(it.std_model) == pytest.approx(deviation, rel=0.03 + 4 * 0.043)
             widths[name, measured] = float(it.upper - it.lower)
-    assert widths["x²", 1] < 0.5 * widths["x²", 0]
-    assert widths["y²", 1] == pytest.approx(widths["y²", 0], rel=4 * 0.055 * 2**0.5)
+    assert widths["x²", 1] < 0.4 * (1 + 4 * 0.06 * 2**0.5) * widths["x²", 0]
+    assert widths["y²", 1] == pytest.approx(widths["y²", 0], rel=4 * 0.06 * 2**0.5)
 
 
 def test_forces_and_an_experiment_in_turn(key):
@@ -241,11 +242,11 @@ def test_forces_and_an_experiment_in_turn(key):
     algorithm = alternate(
         optimise(matching, optax.sgd(0.05), average=0.0), optimise(experiment, optax.sgd(1e-3), average=0.99)
     )
-    samples = infer(one, algorithm, initial(two, matching, chains=1), data, steps=600, progress=False)
+    samples = infer(one, algorithm, initial(two, matching, chains=1), data, steps=600, batch_size=8, progress=False)
 
     def by_forces(a, axis):
         x, force = (np.asarray(v)[:, 0, axis] for v in (data.system.position, data.forces))
-        slope = (force + x * np.exp(a)) @ x * np.exp(a) + a
+        slope = (force + x * np.exp(a)) @ x * np.exp(a) + a / 0.2**2
         return a - 0.05 * slope / len(data)
 
     a = b = alone = 0.0

@@ -138,8 +138,9 @@ def test_what_is_not_whole_molecules_has_no_energy():
     gap = system(np.eye(5, 3), [6, 6, 0, 6, 6])
     u = ENERGIES(PARAMS, gap, nobody(gap))
     assert np.isnan(u).tolist() == [True, True, False, True, True]
+    few = carbon(chains(1)[:4])
     with pytest.raises(ValueError, match=r"5 atoms. Got a system of 4"):
-        ENERGIES(PARAMS, few := carbon(chains(1)[:4]), nobody(few))
+        ENERGIES(PARAMS, few, nobody(few))
 
 
 def test_data_of_broken_molecules_are_refused():

@@ -48,11 +48,22 @@ def test_blocks_shorter_than_the_correlation_time_are_noticed():
         interval(obs)
 
 
-def test_few_runs_of_independent_blocks_are_called_too_short():
-    """8 samples × 4 blocks of one number: von Neumann's ratio is below 0.646 by chance in some 3 % of all cases."""
-    blocks = np.random.default_rng(11).normal(size=(2000, 8, 1, 4))
+def test_independent_blocks_are_rarely_called_too_short():
+    """Of 4 samples × 4 blocks of one number von Neumann's ratio is below 0.529 in 1.2 % of all cases, by chance."""
+    blocks = np.random.default_rng(11).normal(size=(2000, 4, 1, 4))
     found = np.mean([alike(observed(b.mean(2), blocks=b)) for b in blocks])
-    assert found < 0.03 + 4 * np.sqrt(0.03 * 0.97 / 2000)
+    assert found == pytest.approx(0.012, abs=4 * np.sqrt(0.012 / 2000))
+
+
+def test_what_is_called_too_short():
+    drift = np.tile(np.arange(4.0), (8, 1, 1))
+    assert alike(observed(drift.mean(2), blocks=drift))
+    assert not alike(observed(drift[:, :, :2].mean(2), blocks=drift[:, :, :2]))  # two blocks tell nothing
+    twice = np.repeat(drift, 2, axis=1)
+    assert not alike(observed(twice.mean(2), blocks=twice))  # replicas show it themselves
+    many = np.tile(np.arange(16.0) - 7.5, (8, 2, 1))
+    assert alike(replace(observed(drift.mean(2), blocks=drift), shared=many))  # of the same frames
+    assert not alike(replace(observed(drift.mean(2), blocks=drift), shared=many * (-1.0) ** np.arange(16)))
 
 
 def test_replicas_and_blocks_together_give_the_sampling_error():
