@@ -89,8 +89,8 @@ def test_boltzmann_slope_of_the_potential_energy(canonical):
 
 def test_thermal_expansion_is_the_slope_of_the_volume(canonical):
     # Between two temperatures a fifth apart: fluctuations at both against the difference of the mean volumes, by eight
-    # pairs of runs; 5 standard errors of their mean (1 and 5 %), plus 1 % for the curve between the temperatures and the length of
-    # the runs, which fluctuations lack by one correlation time in a hundred or more.
+    # pairs of runs; 5 standard errors of their mean (1 and 5 %), plus 1 % for the curve between the temperatures and
+    # the length of the runs, which fluctuations lack by one correlation time in a hundred or more.
     cold, hot, *found = canonical
     if cold.box is None:
         pytest.skip("the box does not move")
