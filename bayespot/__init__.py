@@ -19,6 +19,7 @@ _NAMES = {
     "potentials.potential": "Potential add energy_and_forces energy_forces_stress forces stress",
     "potentials.build": "build",
     "potentials.classical": "lennard_jones stillinger_weber",
+    "potentials.pair_spline": "pair_spline",
     "potentials.repulsion": "repulsion",
     "potentials.bonded": "Topology topology bonded",
     "potentials.boltzmann_inversion": "bonded_from_data",

@@ -1,4 +1,4 @@
-r"""The few directions of the parameters that measured averages inform, in coordinates in which the posterior is round.
+r"""The directions of the parameters that averages or frames inform, in coordinates in which the posterior is round.
 
 A curve with its errors determines some directions of the parameters far better than others, and most not at all. A
 sampler of all of them takes steps that are safe in the best known ones, crawls along the others, and in the end carries
@@ -14,7 +14,11 @@ parameters and the prior is normal. Along all other directions the parameters st
 the averages lose a variance of :math:`s_k^2 / (1 + s_k^2)` by each of these, in units of the uncertainties squared and
 spread over all measured numbers; what was not measured may lose all of its own.
 
-Reference:
+For mapped frames and ``relative_entropy`` the rows of J are the deviations of :math:`\partial U/\partial\theta / kT`
+from their mean, of the model's own frames, and :math:`J^\top J = N \operatorname{cov}(\partial U/\partial\theta) / kT^2`
+is the information of N frames, exactly so for an energy that is linear in the parameters.
+
+References:
     Cui, Martin, Marzouk, Solonen and Spantini, *Inverse Problems* 30, 114015 (2014), with the prior in the complement;
     Izmailov et al., UAI (2019), arXiv:1907.07504, for networks in a subspace whose complement is held.
 """
@@ -55,23 +59,25 @@ class InformedSubspace(NamedTuple):
 def informed_subspace(
     key: Key, target: Target, params: Params, *, min_strength: float = 0.5, runs: int = 10, progress: bool = True
 ) -> InformedSubspace:
-    """A target of measured averages over the directions that they inform, where its posterior has about unit width.
+    """A target over the directions that measurements or mapped frames inform, where its posterior has about unit width.
 
-    There ``sgld`` without preconditioner forgets in about 1 / ε steps, and ε may be 0.1 to 0.3, which widens the
-    variance by 1 / (1 − ε / 2). How far that carries depends on how linear the averages are: strong directions must not
+    There ``sgld`` without preconditioner forgets in about N / ε steps, with N the number of frames, for measured
+    averages 1. ε / N may be 0.1 to 0.3, which widens the variance by 1 / (1 − ε / 2N), and less where the target is
+    noisy, see ``sgld``. How far that carries depends on how linear the averages are: strong directions must not
     turn while a chain moves along weak ones. The read-out of a network, in which its energy is linear, behaves well; so
     combine it with ``subset``. Make the subspace near the mode, since far from it other directions are informed, and
     once for each of several trained members: what differs between them tells what the rest leaves open.
 
     Args:
         key: of the simulations.
-        target: a ``difftre``, or a ``subset`` of one, not a ``fused`` one, with a normal prior whose parameters are
-            independent.
+        target: a ``difftre`` or a ``relative_entropy``, or a ``subset`` of one, not a ``fused`` one, with a normal
+            prior whose parameters are independent.
         params: one set of parameters, e.g. ``jax.tree.map(lambda x: x[0], best.params)``.
         min_strength: directions whose singular value is smaller stay as they are. Weak directions have nearly the whole
             width of the prior, which must leave potentials that can be simulated.
         runs: simulations, as long as those of a step, over which the derivatives are averaged; enough of them when
-            more do not lower the weak ``strengths``.
+            more do not lower the weak ``strengths``. For ``relative_entropy`` as many as have a few times more frames
+            than there are free parameters.
         progress: whether to show a bar.
 
     Raises:
@@ -88,8 +94,8 @@ def informed_subspace(
     """
     if target.linearise is None:
         raise ValueError(
-            "Only a likelihood of measured averages has such directions. Got a target without (fused ones have none). "
-            "Make one with difftre."
+            "Only likelihoods of measured averages or mapped frames have such directions. Got a target without (fused "
+            "ones have none). Make one with difftre or relative_entropy."
         )
     if runs < 1:
         raise ValueError(f"runs must be at least 1. Got {runs}.")
@@ -108,19 +114,22 @@ def _averaged(
 
     def flat(key, state):
         found = linearise(key, params, state)
-        return jax.vmap(lambda x: ravel_pytree(x)[0])(found.slopes), ravel_pytree(found.precision)[0], found.state
+        slopes = jax.vmap(lambda x: ravel_pytree(x)[0])(found.slopes)
+        return slopes, ravel_pytree(found.precision)[0], found.state, found.sample
 
     step, state = jax.jit(flat), init(first, params)
-    total, precision = np.zeros(()), np.zeros(())
+    rows, precision, sample = [], np.zeros(()), False
     for k in tqdm(keys, desc="directions", unit="run", disable=not progress):
-        slopes, precision, state = step(k, state)
-        total = total + np.asarray(slopes, np.float64)
-    if not np.isfinite(total).all():
+        slopes, precision, state, sample = step(k, state)
+        slopes = np.asarray(slopes, np.float64)
+        rows = [*rows, slopes] if sample or not rows else [rows[0] + slopes]
+    slopes = np.concatenate(rows) / (runs**0.5 if sample else runs)
+    if not np.isfinite(slopes).all():
         raise ValueError(
             "The simulations with these parameters must be sound. Got NaN. Take parameters of a stable run, or raise "
             "the capacity of the reference run, in case its neighbour lists were too short."
         )
-    return total / runs, np.asarray(precision, np.float64)
+    return slopes, np.asarray(precision, np.float64)
 
 
 def _basis(slopes: np.ndarray, precision: np.ndarray, min_strength: float) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +138,7 @@ def _basis(slopes: np.ndarray, precision: np.ndarray, min_strength: float) -> tu
     if not good.all():
         raise ValueError(
             "The log prior must be curved downwards in every parameter, as a normal one is. Got one that is not in "
-            f"{(~good).sum()} of {precision.size}. Give difftre a normal prior for all of them: "
+            f"{(~good).sum()} of {precision.size}. Give the target a normal prior for all of them: "
             "normal(scale, skip=()), or prior(lambda path, leaf: Normal(centre, width))."
         )
     width = precision**-0.5
@@ -137,8 +146,8 @@ def _basis(slopes: np.ndarray, precision: np.ndarray, min_strength: float) -> tu
     chosen = strengths >= min_strength
     if not chosen.any():
         raise ValueError(
-            f"The measurements must inform some direction with a strength of {min_strength}. Got {strengths.max():.2g} "
-            "at most. Give them smaller uncertainties, or the parameters a wider prior."
+            f"The data must inform some direction with a strength of {min_strength}. Got {strengths.max():.2g} "
+            "at most. Give measurements smaller uncertainties, or the parameters a wider prior."
         )
     return directions[chosen] * width / np.sqrt(1 + strengths[chosen, None] ** 2), strengths
 

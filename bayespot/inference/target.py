@@ -41,19 +41,22 @@ class LeastSquares(NamedTuple):
 
 
 class Linearised(NamedTuple):
-    """What a target of few averages is made of, to first order in the parameters.
+    """What informs a target, to first order in the parameters: averages that were measured, or frames as a sample.
 
     Attributes:
-        errors: standardised, (average − measured) / uncertainty, ``(m,)``; they carry sampling error.
+        errors: standardised, (average − measured) / uncertainty, ``(m,)``; they carry sampling error. 0 for a sample.
         slopes: their derivatives, of the parameters' structure with a leading axis ``m``.
         precision: negative second derivative of the log prior by each parameter (0 where it has no prior).
         state: of the target, with the frames that were used.
+        sample: whether the slopes are those of single frames, whose squares summed estimate the information. Those of
+            further simulations are more of them, where those of averages are better estimates of the same.
     """
 
     errors: Array
     slopes: Params
     precision: Params
     state: TargetState
+    sample: bool | Array = False
 
 
 class Target(NamedTuple):
@@ -72,7 +75,7 @@ class Target(NamedTuple):
         frames: whether it scores data frames; without them any batch will do, and ``infer`` takes the data ``None``.
         share: ``(params, state) →`` effective share of the reference frames, for targets that simulate; traceable.
         linearise: ``(key, params, state) → Linearised`` at new reference frames, where the target is a likelihood of
-            averages; traceable.
+            averages, or of frames that a simulation compares itself with; traceable.
     """
 
     initial: Callable[[Key], Params]

@@ -14,6 +14,7 @@ _BUILDERS = {
     "descriptor_mlp": ("descriptor_mlp", "from_constants"),
     "dimenet": ("dimenet", "dimenet"),
     "lennard_jones": ("classical", "lennard_jones"),
+    "pair_spline": ("pair_spline", "pair_spline"),
     "repulsion": ("repulsion", "repulsion"),
     "scale_shift": ("scale_shift", "scale_shift"),
     "stillinger_weber": ("classical", "stillinger_weber"),

@@ -39,6 +39,8 @@ from bayespot.targets.reference_frames import (
     contracted,
     frames_of,
     no_metrics,
+    outdated,
+    prior_precision,
     progress,
     pulled_back,
     references,
@@ -260,8 +262,7 @@ def _lineariser(
 
     def linearise(key: Key, params: Params, state: ReferenceState) -> Linearised:
         own = params["potential"]
-        state = replace(state, age=jnp.full_like(state.age, run.max_age))  # too old: new frames, of these parameters
-        state, energy, _, weight = ref.refreshed(key, own, state)
+        state, energy, _, weight = ref.refreshed(key, own, outdated(state, run))
 
         def mean(energy, found):
             return jnp.concatenate([x.mean(0).ravel() for x in errors(energy, found, weight, state.kept).values()])
@@ -270,7 +271,7 @@ def _lineariser(
         error, pull = jax.vjp(mean, *at)
         slopes = _summed(lambda p, n: values(p, state, n), own, jax.vmap(pull)(jnp.eye(len(error), dtype=error.dtype)))
         zero = jax.tree.map(lambda x: jnp.zeros((len(error), *jnp.shape(x)), x.dtype), params)
-        return Linearised(error, {**zero, "potential": slopes}, _precision(prior, params), state)
+        return Linearised(error, {**zero, "potential": slopes}, prior_precision(prior, params), state)
 
     return linearise
 
@@ -287,14 +288,6 @@ def _summed(values: Callable, params: Params, cotangents: tuple) -> Params:
 
     start = jax.tree.map(lambda x: jnp.zeros((len(weights), *jnp.shape(x)), x.dtype), params)
     return jax.lax.scan(add, start, jnp.arange(weights.shape[1]))[0]
-
-
-def _precision(prior: Prior | None, params: Params) -> Params:
-    """Curvature of −log prior by each parameter, by the vector of ones: that of a prior without mixed derivatives."""
-    if prior is None:
-        return jax.tree.map(jnp.zeros_like, params)
-    slope = jax.grad(lambda p: -prior(p["potential"]))
-    return jax.jvp(slope, (params,), (jax.tree.map(jnp.ones_like, params),))[1]
 
 
 def _square(error: Float[Array, "R *shape"], fresh: Array) -> Float[Array, "*shape"]:

@@ -70,6 +70,7 @@ class Frames(NamedTuple):
         system: ``position → System``.
         neighbors: ``System → Neighbors``.
         frame: ``(state, n) → Frame`` without energy and stress (NaN).
+        energy: ``(params, position) → energy`` [eV].
         energies: ``(params, state) → (n,)`` [eV], of every frame.
         slopes: ``(params, state) →`` energies and their gradients, with the axis ``n``; ``None`` in place of the
             gradients where so many are too large to be kept.
@@ -79,6 +80,7 @@ class Frames(NamedTuple):
     system: Callable[[Array], System]
     neighbors: Callable[[System], Any]
     frame: Callable[[ReferenceState, Array], Frame]
+    energy: Callable[[Params, Array], Scalar]
     energies: Callable[[Params, ReferenceState], Array]
     slopes: Callable[[Params, ReferenceState], tuple[Array, Params | None]]
     capacity: tuple[int, int]
@@ -130,7 +132,7 @@ def frames_of(potential: Potential, run: ReferenceRun) -> Frames:
             return energies(params, state), None
         return jax.lax.map(partial(jax.value_and_grad(energy), params), state.position)
 
-    return Frames(system, neighbors, frame, energies, slopes, capacity)
+    return Frames(system, neighbors, frame, energy, energies, slopes, capacity)
 
 
 def references(
@@ -188,6 +190,11 @@ def references(
         return share_of(weights(frames.energies(params, state), state))
 
     return References(init, refreshed, share)
+
+
+def outdated(state: ReferenceState, run: ReferenceRun) -> ReferenceState:
+    """The state with frames too old to be used again: the next are those of the parameters then."""
+    return replace(state, age=jnp.full_like(state.age, run.max_age))
 
 
 def weights_of(difference: Float[Array, "*R T"], kT: float) -> Float[Array, "*R T"]:
@@ -309,6 +316,14 @@ def with_prior(
         return value, gradient
     log_prior, slope = jax.value_and_grad(lambda p: prior(p["potential"]) / size)(params)
     return value + log_prior.astype(value.dtype), jax.tree.map(jnp.add, gradient, slope)
+
+
+def prior_precision(prior: Prior | None, params: Params) -> Params:
+    """Curvature of −log prior by each parameter, by the vector of ones: that of a prior without mixed derivatives."""
+    if prior is None:
+        return jax.tree.map(jnp.zeros_like, params)
+    slope = jax.grad(lambda p: -prior(p["potential"]))
+    return jax.jvp(slope, (params,), (jax.tree.map(jnp.ones_like, params),))[1]
 
 
 def starting(potential: Potential) -> Callable[[Key], Params]:

@@ -12,8 +12,11 @@ inference: with a prior, any sampler draws from the posterior.
 
 References:
     Shell, *J. Chem. Phys.* 129, 144108 (2008); Thaler, Stupp and Zavadlav, *J. Chem. Phys.* 157, 244103 (2022);
-    Bennett, *J. Comput. Phys.* 22, 245 (1976), for the free energy between one reference run and the next.
+    Zwanzig, *J. Chem. Phys.* 22, 1420 (1954), for the free energy between one reference run and the next.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +24,7 @@ import numpy as np
 
 from bayespot.batching import any_together
 from bayespot.inference.priors import Prior
-from bayespot.inference.target import Target
+from bayespot.inference.target import Linearised, Target
 from bayespot.potentials.potential import Potential, check_compatible
 from bayespot.records.dataset import Dataset
 from bayespot.targets.reference_frames import (
@@ -31,6 +34,8 @@ from bayespot.targets.reference_frames import (
     contracted,
     frames_of,
     no_metrics,
+    outdated,
+    prior_precision,
     progress,
     pulled_back,
     references,
@@ -39,7 +44,7 @@ from bayespot.targets.reference_frames import (
     with_prior,
 )
 from bayespot.targets.reference_run import ReferenceRun
-from bayespot.tree import record
+from bayespot.tree import record, replace
 from bayespot.typing import Array, Float, Key, Params, Scalar
 
 
@@ -87,8 +92,7 @@ def relative_entropy(potential: Potential, run: ReferenceRun, data: Dataset, pri
         return potential.energy(params, *frame) / -kT
 
     def of_reference(params: Params, position) -> Scalar:
-        system = frames.system(position)
-        return potential.energy(params, system, frames.neighbors(system)) / kT
+        return frames.energy(params, position) / kT
 
     def value_and_grad(key: Key, params: Params, state: EntropyState, batch: Dataset):
         own, old = params["potential"], state.frames
@@ -106,10 +110,34 @@ def relative_entropy(potential: Potential, run: ReferenceRun, data: Dataset, pri
         value, gradient = with_prior(prior, params, value, gradient, size)
         return value, gradient, state, info
 
-    def share(params: Params, state: EntropyState) -> Scalar:
-        return ref.share(params["potential"], state.frames)
+    return Target(
+        starting(potential), init, value_and_grad, no_metrics, size, potential.spec, check,
+        share=lambda params, state: ref.share(params["potential"], state.frames),
+        linearise=_lineariser(ref, frames, run, of_reference, size, prior),
+    )  # fmt: skip
 
-    return Target(starting(potential), init, value_and_grad, no_metrics, size, potential.spec, check, share=share)
+
+def _lineariser(
+    ref: References, frames: Frames, run: ReferenceRun, of_frame: Callable, size: int, prior: Prior | None
+) -> Callable[[Key, Params, EntropyState], Linearised]:
+    """``Target.linearise``: slopes, whose squares sum to the information N cov(∂U/∂θ) / kT² of N frames."""
+    kT = run.ensemble.kT
+
+    def linearise(key: Key, params: Params, state: EntropyState) -> Linearised:
+        own = params["potential"]
+        state = replace(state, frames=outdated(state.frames, run))
+        state, _, slopes, _ = _followed(ref, frames, kT, key, own, state)
+        if slopes is None:
+            steep = jax.lax.map(partial(jax.grad(of_frame), own), state.frames.position)
+        else:
+            steep = jax.tree.map(lambda s: s / kT, slopes)
+        number = len(state.frames.position)
+        rows = jax.tree.map(lambda s: (s - s.mean(0)) * (size / max(number - 1, 1)) ** 0.5, steep)
+        zero = jax.tree.map(lambda x: jnp.zeros((number, *jnp.shape(x)), x.dtype), params)
+        at = {**zero, "potential": rows}
+        return Linearised(jnp.zeros(number), at, prior_precision(prior, params), state, sample=True)
+
+    return linearise
 
 
 def _followed(
@@ -117,7 +145,8 @@ def _followed(
 ) -> tuple[EntropyState, Scalar, Params | None, Array]:
     """The state with sound reference frames, A/kT of the parameters, gradients of their energies, and their weights.
 
-    From one reference run to the next the free energy is followed by Bennett's acceptance ratio.
+    From one reference run to the next the free energy is followed by perturbation, with the new frames alone: a step
+    follows the noise of the frames that gave its gradient, and on those it looks better than it is.
     """
     old = state.frames
     new, energy, slopes, _ = ref.refreshed(key, params, old)
@@ -128,9 +157,8 @@ def _followed(
         return state.free_energy - log_mean
 
     def accumulated():
-        there = (frames.energies(params, old) - old.energy) / kT
         back = (frames.energies(state.params, new) - new.energy) / kT
-        return jnp.where(old.simulations == 0, 0.0, state.free_energy + _bennett(there, back))
+        return jnp.where(old.simulations == 0, 0.0, state.free_energy - _perturbed(back))
 
     def either():  # some chains of a batch have new frames, and others may not
         return jnp.where(changed, accumulated(), perturbed())
@@ -142,18 +170,14 @@ def _followed(
     return EntropyState(new, kept, at_reference), free_energy, slopes, weight
 
 
-def _bennett(there: Float[Array, "n"], back: Float[Array, "n"]) -> Scalar:
-    """Difference of A/kT, from energy differences [kT] of as many frames of both potentials; by bisection."""
+def _perturbed(difference: Float[Array, "n"]) -> Scalar:
+    """A/kT of another potential minus that of the frames' own, from differences of the energy [kT].
 
-    def halved(_, ends):
-        low, high = ends
-        middle = 0.5 * (low + high)
-        excess = jax.nn.sigmoid(middle - there).sum() - jax.nn.sigmoid(-back - middle).sum()  # rises with middle
-        return jnp.where(excess < 0, middle, low), jnp.where(excess < 0, high, middle)
-
-    ends = jnp.minimum(there.min(), -back.max()) - 50.0, jnp.maximum(there.max(), -back.min()) + 50.0
-    low, high = jax.lax.fori_loop(0, 60, halved, ends)
-    return jnp.where(jnp.isfinite(there).all() & jnp.isfinite(back).all(), 0.5 * (low + high), jnp.nan)
+    The logarithm of a mean of few is too low by half of the variance of the mean, which is added back.
+    """
+    number, weight = len(difference), jax.nn.softmax(-difference)
+    mean = jax.nn.logsumexp(-difference) - jnp.log(number)
+    return -mean - 0.5 * (number * (weight**2).sum() - 1) / max(number - 1, 1)
 
 
 def _require_same_system(run: ReferenceRun, data: Dataset) -> None:

@@ -7,6 +7,7 @@ from bayespot.potentials.classical import lennard_jones, stillinger_weber
 from bayespot.potentials.combination import combination
 from bayespot.potentials.descriptor_mlp import from_constants
 from bayespot.potentials.dimenet import dimenet
+from bayespot.potentials.pair_spline import pair_spline
 from bayespot.potentials.potential import Potential, add
 from bayespot.potentials.repulsion import repulsion
 from bayespot.potentials.scale_shift import scale_shift
@@ -47,6 +48,9 @@ def two_temperatures() -> Potential:
 
 MEMBERS = {
     "lennard_jones": lambda: Member(lennard_jones(sigma=2.2, epsilon=0.4, cutoff=4.5), (14, 8), 2.5),
+    "pair_spline": lambda: Member(
+        pair_spline(1.0, 4.5, 12, initial=[2.0, 1.0, -1.0, 0.5, -2.0, 1.5, 0.3, -0.7, 1.0]), (14, 8), 2.5
+    ),
     "stillinger_weber_Si": lambda: Member(stillinger_weber(14), (14,), 2.4),
     "stillinger_weber_Ge": lambda: Member(stillinger_weber(32), (32,), 2.5),
     "repulsion": lambda: Member(repulsion(cutoff=1.7), (14, 22), 1.5),

@@ -138,7 +138,7 @@ def test_a_spring_that_is_known(key):
 @pytest.mark.parametrize(
     ("target", "params", "runs", "message"),
     [
-        (_linear()._replace(linearise=None), HERE, 1, "likelihood of measured averages.*fused.*difftre"),
+        (_linear()._replace(linearise=None), HERE, 1, "likelihoods of measured averages.*fused.*difftre"),
         (_linear(), HERE, 0, "runs must be at least 1"),
         (_linear(), jax.tree.map(lambda x: x[None], HERE), 1, "one set of parameters"),
         (_linear(precision=np.array([1.0, 0.0, 1.0, 1.0])), HERE, 1, "curved downwards in every parameter.*1 of 4"),
