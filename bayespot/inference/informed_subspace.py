@@ -14,9 +14,9 @@ parameters and the prior is normal. Along all other directions the parameters st
 the averages lose a variance of :math:`s_k^2 / (1 + s_k^2)` by each of these, in units of the uncertainties squared and
 spread over all measured numbers; what was not measured may lose all of its own.
 
-For mapped frames and ``relative_entropy`` the rows of J are the deviations of :math:`\partial U/\partial\theta / kT`
-from their mean, of the model's own frames, and :math:`J^\top J = N \operatorname{cov}(\partial U/\partial\theta) / kT^2`
-is the information of N frames, exactly so for an energy that is linear in the parameters.
+For mapped frames and ``relative_entropy`` the rows of J are frames of the model, with the deviations of
+:math:`\partial U/\partial\theta / kT` from their mean, and :math:`J^\top J = N \operatorname{cov}(\partial U/\partial
+\theta) / kT^2` is the information of N frames.
 
 References:
     Cui, Martin, Marzouk, Solonen and Spantini, *Inverse Problems* 30, 114015 (2014), with the prior in the complement;
@@ -38,6 +38,8 @@ from bayespot.records.posterior import PosteriorSamples
 from bayespot.tree import replace
 from bayespot.typing import Key, Params
 
+_MOST_NUMBERS = 2**28  # of the host, 2 GB
+
 
 class InformedSubspace(NamedTuple):
     """A target over the informed directions, and the way back.
@@ -47,7 +49,8 @@ class InformedSubspace(NamedTuple):
         params: coordinates of the point around which they were made: 0.
         complete: ``samples of coordinates → samples of parameters``, for ``predict`` and ``propagate``.
         strengths: ``(min(m, D),)``, all singular values :math:`s`, largest first: by √(1 + s²) the measurements narrow
-            the prior along the directions. Sampling errors of the slopes make the weakest look stronger than they are.
+            the prior along the directions. Sampling errors of the slopes of averages make the weakest look stronger
+            than they are.
     """
 
     target: Target
@@ -62,11 +65,14 @@ def informed_subspace(
     """A target over the directions that measurements or mapped frames inform, where its posterior has about unit width.
 
     There ``sgld`` without preconditioner forgets in about N / ε steps, with N the number of frames, for measured
-    averages 1. ε / N may be 0.1 to 0.3, which widens the variance by 1 / (1 − ε / 2N), and less where the target is
-    noisy, see ``sgld``. How far that carries depends on how linear the averages are: strong directions must not
-    turn while a chain moves along weak ones. The read-out of a network, in which its energy is linear, behaves well; so
-    combine it with ``subset``. Make the subspace near the mode, since far from it other directions are informed, and
-    once for each of several trained members: what differs between them tells what the rest leaves open.
+    averages 1. ε / N may be 0.1 to 0.3, which widens the variance by 1 / (1 − ε / 2N). For ``relative_entropy`` take
+    smaller ones and ``max_age=1``: minibatches of b of the N frames and the n independent frames of a simulation widen
+    the variance by another 1 + (ε / 2N) (N / b + N / n), without N / b if all frames are used.
+
+    How far that carries depends on how linear the averages are: strong directions must not turn while a chain moves
+    along weak ones. The read-out of a network, in which its energy is linear, behaves well; so combine it with
+    ``subset``. Make the subspace near the mode, since far from it other directions are informed, and once for each of
+    several trained members: what differs between them tells what the rest leaves open.
 
     Args:
         key: of the simulations.
@@ -76,8 +82,9 @@ def informed_subspace(
         min_strength: directions whose singular value is smaller stay as they are. Weak directions have nearly the whole
             width of the prior, which must leave potentials that can be simulated.
         runs: simulations, as long as those of a step, over which the derivatives are averaged; enough of them when
-            more do not lower the weak ``strengths``. For ``relative_entropy`` as many as have a few times more frames
-            than there are free parameters.
+            more do not lower the weak ``strengths``. For ``relative_entropy`` enough for ten times more independent
+            frames than there are free parameters: with too few, the weakest directions look weaker than they are, and
+            steps along them become too long.
         progress: whether to show a bar.
 
     Raises:
@@ -101,15 +108,15 @@ def informed_subspace(
         raise ValueError(f"runs must be at least 1. Got {runs}.")
     check_shapes(target, params, stacked=False)
     params = jax.tree.map(jnp.asarray, params)
-    slopes, precision = _averaged(key, target.linearise, target.init, params, runs, progress)
+    slopes, precision = _slopes(key, target.linearise, target.init, params, runs, progress)
     directions, strengths = _basis(slopes, precision, min_strength)
     return _over(target, params, directions, strengths)
 
 
-def _averaged(
+def _slopes(
     key: Key, linearise: Callable, init: Callable, params: Params, runs: int, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Derivatives ``(m, D)``, means over successive simulations, and the prior's precisions ``(D,)`` (host)."""
+    """Derivatives ``(m, D)``, averaged over simulations or joined, and the prior's precisions ``(D,)`` (host)."""
     first, *keys = jax.random.split(key, runs + 1)
 
     def flat(key, state):
@@ -118,12 +125,17 @@ def _averaged(
         return slopes, ravel_pytree(found.precision)[0], found.state, found.sample
 
     step, state = jax.jit(flat), init(first, params)
-    rows, precision, sample = [], np.zeros(()), False
+    numbers = runs * jax.eval_shape(flat, first, state)[0].size
+    if numbers > _MOST_NUMBERS:
+        raise ValueError(
+            f"Frames or averages of all runs times parameters must be at most {_MOST_NUMBERS:.2g}. Got {numbers:.2g}. "
+            "Make fewer parameters free with subset, or take fewer runs."
+        )
+    each, precision, sample = [], np.zeros(()), False
     for k in tqdm(keys, desc="directions", unit="run", disable=not progress):
         slopes, precision, state, sample = step(k, state)
-        slopes = np.asarray(slopes, np.float64)
-        rows = [*rows, slopes] if sample or not rows else [rows[0] + slopes]
-    slopes = np.concatenate(rows) / (runs**0.5 if sample else runs)
+        each.append(np.asarray(slopes, np.float64))
+    slopes = np.concatenate(each) / runs**0.5 if sample else np.mean(each, 0)
     if not np.isfinite(slopes).all():
         raise ValueError(
             "The simulations with these parameters must be sound. Got NaN. Take parameters of a stable run, or raise "
@@ -147,7 +159,7 @@ def _basis(slopes: np.ndarray, precision: np.ndarray, min_strength: float) -> tu
     if not chosen.any():
         raise ValueError(
             f"The data must inform some direction with a strength of {min_strength}. Got {strengths.max():.2g} "
-            "at most. Give measurements smaller uncertainties, or the parameters a wider prior."
+            "at most. Give measurements smaller uncertainties, take more frames, or give the parameters a wider prior."
         )
     return directions[chosen] * width / np.sqrt(1 + strengths[chosen, None] ** 2), strengths
 

@@ -39,7 +39,7 @@ def pair_spline(
     Args:
         start: r₀ [Å], a little less than the shortest distances in the data.
         cutoff: r_c [Å].
-        intervals: n of the grid; a wave needs about four of them.
+        intervals: n of the grid. A wave of the energy should be several of them long.
         scale: s, energy of one unit of a coefficient [eV]. With ``normal(1.0)`` as prior it is the width of that.
         species: atomic numbers it may be used for; default all.
         initial: coefficients at the start; default 0.
@@ -63,7 +63,7 @@ def pair_spline(
     def atom_energies(params: Params, system: System, neighbors: Neighbors) -> Float[Array, " N"]:
         vectors, _ = displacements(system, neighbors)
         x = (lengths(vectors) - start) / width
-        # Every function at every distance, and a product: faster than looking up the four that are not 0.
+        # Every function at every distance: to look up the four that are not 0 is slow for a batch of parameters.
         basis = _spline(x - jnp.arange(2.0, number + 2, dtype=x.dtype)[:, None, None])
         pair = jnp.tensordot(params["coefficients"].astype(x.dtype), basis, 1, precision="highest")
         return mask_atoms(0.5 * scale * pair.sum(1), system.species, known)

@@ -69,7 +69,9 @@ def relative_entropy(potential: Potential, run: ReferenceRun, data: Dataset, pri
         prior: of the potential's parameters; default flat.
 
     Returns:
-        A target whose value is the log likelihood per frame, up to the free energy of the first reference. Its
+        A target whose value is the log likelihood per frame, up to the free energy of the first reference. That
+        carries the errors of all free energies since, small ones where steps change energies by about kT or less and
+        frames lie a correlation time apart: compare values of one chain, not of several. Its
         ``info``: ``effective_frames``, ``simulated`` and ``simulation_status``, as of ``difftre``.
 
     Raises:
@@ -121,9 +123,11 @@ def _lineariser(
     ref: References, frames: Frames, run: ReferenceRun, of_frame: Callable, size: int, prior: Prior | None
 ) -> Callable[[Key, Params, EntropyState], Linearised]:
     """``Target.linearise``: slopes, whose squares sum to the information N cov(∂U/∂θ) / kT² of N frames."""
-    kT = run.ensemble.kT
+    kT, number = run.ensemble.kT, run.replicas * run.frames
 
     def linearise(key: Key, params: Params, state: EntropyState) -> Linearised:
+        if number < 2:
+            raise ValueError("The reference run must make two frames or more, to tell how they fluctuate. Got 1.")
         own = params["potential"]
         state = replace(state, frames=outdated(state.frames, run))
         state, _, slopes, _ = _followed(ref, frames, kT, key, own, state)
@@ -131,10 +135,9 @@ def _lineariser(
             steep = jax.lax.map(partial(jax.grad(of_frame), own), state.frames.position)
         else:
             steep = jax.tree.map(lambda s: s / kT, slopes)
-        number = len(state.frames.position)
-        rows = jax.tree.map(lambda s: (s - s.mean(0)) * (size / max(number - 1, 1)) ** 0.5, steep)
-        zero = jax.tree.map(lambda x: jnp.zeros((number, *jnp.shape(x)), x.dtype), params)
-        at = {**zero, "potential": rows}
+        scale = jnp.where(jnp.isfinite(state.frames.energy).all(), (size / (number - 1)) ** 0.5, jnp.nan)
+        rows = jax.tree.map(lambda s: (s - s.mean(0)) * scale.astype(s.dtype), steep)
+        at = {**jax.tree.map(lambda x: jnp.zeros((number, *jnp.shape(x)), x.dtype), params), "potential": rows}
         return Linearised(jnp.zeros(number), at, prior_precision(prior, params), state, sample=True)
 
     return linearise
@@ -146,7 +149,8 @@ def _followed(
     """The state with sound reference frames, A/kT of the parameters, gradients of their energies, and their weights.
 
     From one reference run to the next the free energy is followed by perturbation, with the new frames alone: a step
-    follows the noise of the frames that gave its gradient, and on those it looks better than it is.
+    follows the noise of the frames that gave its gradient, and on those it looks better than it is. (Frames that are
+    reused still flatter a step; that ends with the next run.)
     """
     old = state.frames
     new, energy, slopes, _ = ref.refreshed(key, params, old)
@@ -158,7 +162,8 @@ def _followed(
 
     def accumulated():
         back = (frames.energies(state.params, new) - new.energy) / kT
-        return jnp.where(old.simulations == 0, 0.0, state.free_energy - _perturbed(back))
+        begin = jnp.where(jnp.isfinite(new.energy).all(), 0.0, jnp.nan)
+        return jnp.where(old.simulations == 0, begin, state.free_energy - _perturbed(back))
 
     def either():  # some chains of a batch have new frames, and others may not
         return jnp.where(changed, accumulated(), perturbed())
@@ -173,7 +178,8 @@ def _followed(
 def _perturbed(difference: Float[Array, "n"]) -> Scalar:
     """A/kT of another potential minus that of the frames' own, from differences of the energy [kT].
 
-    The logarithm of a mean of few is too low by half of the variance of the mean, which is added back.
+    The logarithm of a mean of few is too low by half of the variance of the mean, which is added back. That is right
+    for independent frames and differences that scatter by about 1; for larger ones the result is noise.
     """
     number, weight = len(difference), jax.nn.softmax(-difference)
     mean = jax.nn.logsumexp(-difference) - jnp.log(number)

@@ -31,5 +31,8 @@ def test_a_pair_has_the_energy_and_the_force_of_the_spline():
 def test_impossible_grids_are_refused(wrong):
     with pytest.raises(ValueError, match="Need 0 ≤ start < cutoff, intervals ≥ 4 and scale > 0"):
         pair_spline(**{"start": 2.0, "cutoff": 5.0, "intervals": 10} | wrong)
+
+
+def test_another_number_of_coefficients_is_refused():
     with pytest.raises(ValueError, match="initial must hold intervals - 3 = 7 coefficients"):
         pair_spline(2.0, 5.0, 10, initial=[0.1, 0.2])
