@@ -89,7 +89,8 @@ def informed_subspace(
 
     Raises:
         ValueError: for another kind of target, a prior that leaves parameters open, parameters of another shape,
-            simulations that failed, or measurements that inform no direction so much.
+            simulations that failed or make a single frame, data that inform no direction so much, or more numbers than
+            fit into memory.
 
     Example::
 

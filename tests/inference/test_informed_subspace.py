@@ -149,3 +149,9 @@ def test_a_spring_that_is_known(key):
 def test_what_cannot_be_done_is_refused(key, target, params, runs, message):
     with pytest.raises(ValueError, match=message):
         informed_subspace(key, target, params, runs=runs, progress=False)
+
+
+def test_what_does_not_fit_into_memory_is_refused(key, monkeypatch):
+    monkeypatch.setattr("bayespot.inference.informed_subspace._MOST_NUMBERS", 15)  # two averages by four parameters
+    with pytest.raises(ValueError, match=r"at most 15\. Got 16.*with subset"):
+        informed_subspace(key, _linear(), HERE, runs=2, progress=False)
