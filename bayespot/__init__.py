@@ -39,6 +39,7 @@ _NAMES = {
     "targets.numpyro": "numpyro_target numpyro_potential site_values",
     "inference.target": "Target LeastSquares initial",
     "inference.subset": "Subset subset",
+    "inference.with_frames": "with_frames",
     "inference.informed_subspace": "InformedSubspace informed_subspace",
     "inference.algorithm": "Algorithm",
     "inference.schedules": "constant polynomial cosine cyclical",

@@ -65,7 +65,10 @@ def full_log_density(target: Target, data: Batch, temperature: float = 1.0) -> C
 def _over_parts(target: Target, data: Batch) -> Callable:
     """Mean of ``evaluate(key, batch)`` over all frames, part by part of equal size, and the rest."""
     if target.share is not None:
-        raise ValueError("A target that simulates has no density that could be had again. Use an algorithm that steps.")
+        raise ValueError(
+            "A target that simulates, or draws minibatches of its own, has no density that could be had again. "
+            "Use an algorithm that steps."
+        )
     require_training_data(target, data)
     data = jax.tree.map(jnp.asarray, data)
     frames = length(data)

@@ -73,7 +73,8 @@ class Target(NamedTuple):
         check: raises ``ValueError`` for data that the target cannot score (host).
         least_squares: its residuals, where its errors are Gaussian; ``None`` elsewhere.
         frames: whether it scores data frames; without them any batch will do, and ``infer`` takes the data ``None``.
-        share: ``(params, state) →`` effective share of the reference frames, for targets that simulate; traceable.
+        share: ``(params, state) →`` effective share of the reference frames, for targets that simulate; 1 for one that
+            draws minibatches itself, ``None`` where the value of given frames is exact; traceable.
         linearise: ``(key, params, state) → Linearised`` at new reference frames, where the target is a likelihood of
             averages, or of frames that a simulation compares itself with; traceable.
     """

@@ -6,9 +6,12 @@ with the values per datum :math:`v_i` and numbers of data :math:`N_i` of the tar
 likelihoods (the noise of labels, the uncertainty of measurements); there are no numbers to be tuned.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+from bayespot.inference.subset import through
 from bayespot.inference.target import Batch, Target
 from bayespot.tree import total
 from bayespot.typing import Key, Params
@@ -18,8 +21,9 @@ def fused(*targets: Target) -> Target:
     """One target from several that share a potential.
 
     Args:
-        targets: e.g. ``force_matching(…)`` and ``difftre(…)``, in any number; those that score frames score the same.
-            The prior of the potential belongs into one of them only.
+        targets: e.g. ``force_matching(…)`` and ``difftre(…)``, in any number; those that score frames score the same
+            (``with_frames`` lets one score others). The prior of the potential belongs into one of them only. Two that
+            learn a σ of the same name share it, and its own prior counts twice; what one holds fixed stays so.
 
     Returns:
         A target with the data of those that have any. Its ``info`` holds the log density per datum of each,
@@ -28,14 +32,9 @@ def fused(*targets: Target) -> Target:
     Raises:
         ValueError: for no target, different potentials, or different numbers of data.
     """
-    if not targets:
-        raise ValueError("fused needs at least one target. Got none.")
-    if any(t.spec != targets[0].spec for t in targets):
-        raise ValueError(f"The targets must share a potential. Got {[dict(t.spec) for t in targets]}.")
+    size = _size(targets)
+    targets = tuple(through(t, _own(t), lambda gradient: gradient) for t in targets)
     scoring = [t for t in targets if t.frames]
-    if len(sizes := {t.size for t in scoring}) > 1:
-        raise ValueError(f"Targets that score frames must score the same ones. Got {sorted(sizes)} frames.")
-    size = sizes.pop() if sizes else 1
 
     def initial(key: Key) -> Params:
         keys = jax.random.split(key, len(targets) + 1)
@@ -51,6 +50,8 @@ def fused(*targets: Target) -> Target:
         keys = jax.random.split(key, len(targets))
         parts = [t.value_and_grad(k, params, s, batch) for t, k, s in zip(targets, keys, state, strict=True)]
         values, gradients, states, infos = zip(*parts, strict=True)
+        zeros = jax.tree.map(jnp.zeros_like, params["noise"])
+        gradients = [{**g, "noise": zeros | g["noise"]} for g in gradients]
         shares = [t.size / size for t in targets]
         value = total(w * v for w, v in zip(shares, values, strict=True))
         gradient = jax.tree.map(lambda *g: total(w * x for w, x in zip(shares, g, strict=True)), *gradients)
@@ -74,3 +75,23 @@ def fused(*targets: Target) -> Target:
         initial, init, value_and_grad, metrics, size, targets[0].spec, check,
         frames=bool(scoring), share=share if simulating else None,
     )  # fmt: skip
+
+
+def _own(target: Target) -> Callable[[Params], Params]:
+    """The parameters that a target knows: a σ that it holds fixed may be learned by another."""
+    names = tuple(jax.eval_shape(target.initial, jax.random.key(0))["noise"])
+    return lambda params: {**params, "noise": {name: params["noise"][name] for name in names}}
+
+
+def _size(targets: tuple[Target, ...]) -> int:
+    """Number of the frames that all score, or 1 (host)."""
+    if not targets:
+        raise ValueError("fused needs at least one target. Got none.")
+    if any(t.spec != targets[0].spec for t in targets):
+        raise ValueError(f"The targets must share a potential. Got {[dict(t.spec) for t in targets]}.")
+    if len(sizes := {t.size for t in targets if t.frames}) > 1:
+        raise ValueError(
+            f"Targets that score frames must score the same ones. Got {sorted(sizes)} frames. "
+            "Give all but one of them frames of their own by with_frames."
+        )
+    return sizes.pop() if sizes else 1

@@ -247,8 +247,8 @@ def told(teacher: str, name: str, study: bp.CoverageStudy) -> None:
 def draw(teacher: str, studies: dict, file: str) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(studies), figsize=(3.4 * len(studies), 3.8), layout="constrained")
-    for ax, (name, study) in zip(axes, studies.items(), strict=True):
+    figure, axes = plt.subplots(1, len(studies), figsize=(3.4 * len(studies), 3.8), layout="constrained", squeeze=False)
+    for ax, (name, study) in zip(axes[0], studies.items(), strict=True):
         bp.plot_reliability(study.curves, ax=ax)
         ax.set_title(f"{teacher}: {name}", fontsize="medium")
     figure.savefig(file, dpi=120)

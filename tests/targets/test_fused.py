@@ -88,3 +88,19 @@ def test_errors(parts):
         )  # fmt: skip
     with pytest.raises(ValueError, match="data=None"):
         infer(jax.random.key(0), optimise(matching, optax.sgd(1e-3)), {"a": np.zeros(1)}, None, steps=1)
+
+
+def test_a_scale_that_one_target_learns_stays_fixed_in_another(key, parts):
+    data, matching, _ = parts
+    fixed = force_matching(SPRING, data, flat(), Noise(energy=0.02, forces=0.2, learn="fixed"))
+    target = fused(fixed, matching)
+    params = jax.tree.map(lambda x: x[0], initial(key, target, chains=1))
+    assert set(params["noise"]) == {"energy", "forces"}
+    value, gradient, *_ = target.value_and_grad(jax.random.key(1), params, ((), ()), data)
+    one = fixed.value_and_grad(jax.random.key(1), {**params, "noise": {}}, (), data)
+    other = matching.value_and_grad(jax.random.key(1), params, (), data)
+    np.testing.assert_allclose(value, one[0] + other[0], rtol=1e-12)
+    np.testing.assert_allclose(gradient["noise"]["forces"], other[1]["noise"]["forces"], rtol=1e-12)
+    np.testing.assert_allclose(
+        gradient["potential"]["k"], one[1]["potential"]["k"] + other[1]["potential"]["k"], rtol=1e-12
+    )
