@@ -16,8 +16,8 @@ def alternate(*algorithms: Algorithm) -> Algorithm:
 
     Args:
         algorithms: such as ``optimise(force_matching(…), …)`` and ``optimise(difftre(…), …)``; those whose targets
-            score frames share the data. Their parameters must have the same structure, and their states hold
-            them as ``params`` (``replica_exchange`` has several).
+            score frames share the data (``with_frames`` lets one score others). Their parameters must have the same
+            structure, and their states hold them as ``params`` (``replica_exchange`` has several).
 
     Returns:
         An algorithm whose draws are those of the last one. Its ``info`` holds what each tells, as ``"0/log_density"``,

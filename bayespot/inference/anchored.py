@@ -73,7 +73,7 @@ def anchored(
     if squares is None:
         raise ValueError(
             "An anchored ensemble needs a target with Gaussian errors (its least_squares). Got one without. "
-            "Use force_matching with Noise(dof=None)."
+            "Use force_matching with Noise(dof=None), and with_frames afterwards."
         )
     precision = partial(_precision, squares.log_prior, squares.scales)
     _check_prior(squares, precision, jax.eval_shape(target.initial, jax.random.key(0)))

@@ -32,11 +32,11 @@ def control_variates(target: Target, data: Batch) -> Target:
     there, and would make enormous steps of it.
 
     Args:
-        target: any target that does not simulate.
+        target: any target that neither simulates nor draws minibatches itself (``with_frames``).
         data: its training data.
 
     Raises:
-        ValueError: for data that the target was not made for, or a target that simulates.
+        ValueError: for data that the target was not made for, or a target that does either.
 
     Reference:
         Baker, Fearnhead, Fox and Nemeth, Statistics and Computing 29, 599 (2019), arXiv:1706.05439, eq. 6.

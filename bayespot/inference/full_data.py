@@ -46,7 +46,7 @@ def full_log_density(target: Target, data: Batch, temperature: float = 1.0) -> C
     Its derivative is the target's own gradient. For targets without a random or changing state.
 
     Raises:
-        ValueError: for data that the target was not made for, or a target that simulates.
+        ValueError: for data that the target was not made for, or a target that simulates or draws minibatches itself.
     """
     whole, scale = full_value_and_grad(target, data), target.size / temperature
 
@@ -64,13 +64,13 @@ def full_log_density(target: Target, data: Batch, temperature: float = 1.0) -> C
 
 def _over_parts(target: Target, data: Batch) -> Callable:
     """Mean of ``evaluate(key, batch)`` over all frames, part by part of equal size, and the rest."""
-    if target.share is not None:
+    if target.share is not None or not target.exact:
         raise ValueError(
             "A target that simulates, or draws minibatches of its own, has no density that could be had again. "
             "Use an algorithm that steps."
         )
     require_training_data(target, data)
-    data = jax.tree.map(jnp.asarray, data)
+    data = jax.tree.map(jnp.asarray, jnp.zeros((1, 0)) if data is None else data)
     frames = length(data)
     parts = -(-frames // FRAMES_AT_ONCE)
     size = frames // parts

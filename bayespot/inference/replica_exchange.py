@@ -67,6 +67,11 @@ def replica_exchange(
         raise ValueError(f"temperatures must be at least two positive, rising numbers. Got {ladder}.")
     if every < 1:
         raise ValueError(f"every must be at least 1. Got {every}.")
+    if not target.exact:
+        raise ValueError(
+            "Copies are compared on the same frames, but this target draws minibatches of its own. Give with_frames no "
+            "batch_size."
+        )
     count = len(ladder)
     cold = make(ladder[0])
 

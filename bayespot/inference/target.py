@@ -73,10 +73,11 @@ class Target(NamedTuple):
         check: raises ``ValueError`` for data that the target cannot score (host).
         least_squares: its residuals, where its errors are Gaussian; ``None`` elsewhere.
         frames: whether it scores data frames; without them any batch will do, and ``infer`` takes the data ``None``.
-        share: ``(params, state) →`` effective share of the reference frames, for targets that simulate; 1 for one that
-            draws minibatches itself, ``None`` where the value of given frames is exact; traceable.
+        share: ``(params, state) →`` effective share of the reference frames, for targets that simulate; traceable.
         linearise: ``(key, params, state) → Linearised`` at new reference frames, where the target is a likelihood of
             averages, or of frames that a simulation compares itself with; traceable.
+        exact: whether the value of all frames is exact, where nothing is simulated; not for one that draws minibatches
+            itself.
     """
 
     initial: Callable[[Key], Params]
@@ -90,6 +91,7 @@ class Target(NamedTuple):
     frames: bool = True
     share: Callable[[Params, TargetState], Scalar] | None = None
     linearise: Callable[[Key, Params, TargetState], Linearised] | None = None
+    exact: bool = True
 
 
 def initial(key: Key, target: Target, chains: int) -> Params:

@@ -20,8 +20,9 @@ def with_frames(target: Target, data: Batch, batch_size: int | None = None) -> T
         batch_size: frames at each step; default all of them.
 
     Returns:
-        The target, of the same size. With minibatches its value is an estimate, also where all data are asked for, and
-        what needs an exact one refuses it (``full_log_density``, ``sggmc``, ``amagold``).
+        The target, of the same size. With minibatches its value is an estimate, also where all data are asked for:
+        algorithms that compare values refuse it (``sggmc``, ``amagold``, ``replica_exchange``, ``full_log_density``).
+        ``anchored`` and ``control_variates`` have to come before.
 
     Raises:
         ValueError: for a target that scores no frames, other data than it was made for, or a minibatch larger than
@@ -49,7 +50,5 @@ def with_frames(target: Target, data: Batch, batch_size: int | None = None) -> T
         rows = jax.random.choice(drawing, frames, (size,), replace=False)
         return target.value_and_grad(scoring, params, state, take(data, rows))
 
-    share = target.share
-    if share is None and size < frames:
-        share = lambda params, state: jnp.ones(())  # noqa: E731  (a density that cannot be had again, nothing simulated)
-    return target._replace(value_and_grad=value_and_grad, frames=False, share=share, least_squares=None)
+    exact = target.exact and size == frames
+    return target._replace(value_and_grad=value_and_grad, frames=False, exact=exact, least_squares=None)

@@ -83,17 +83,18 @@ def force_matching(potential: Potential, data: Dataset, prior: Prior, noise: Noi
     errors = partial(_errors, potential, tuple(scales))
 
     def log_prior(params: Params) -> Scalar:
-        return prior(params["potential"]) + log_scale_prior(params["noise"], scales)
+        return prior(params["potential"]) + log_scale_prior(learned(noise, params), scales)
 
     def log_likelihood(params: Params, batch: Dataset, found: dict) -> Scalar:
         def score(label, error, mask):
-            return jnp.where(mask, _log_error(error, scale_of(params, label, scales, batch), noise.dof), 0.0).sum()
+            sigma = scale_of(learned(noise, params), label, scales, batch)
+            return jnp.where(mask, _log_error(error, sigma, noise.dof), 0.0).sum()
 
         return total(score(label, *pair) for label, pair in found.items())
 
     def standardised(params: Params, batch: Dataset) -> dict[str, Array]:
-        found = errors(params, batch, counts).items()
-        return {k: jnp.where(m, e, 0.0) / scale_of(params, k, scales, batch).astype(e.dtype) for k, (e, m) in found}
+        found, own = errors(params, batch, counts).items(), learned(noise, params)
+        return {k: jnp.where(m, e, 0.0) / scale_of(own, k, scales, batch).astype(e.dtype) for k, (e, m) in found}
 
     def value_and_grad(key: Key, params: Params, state, batch: Dataset):
         def log_density(params):
@@ -127,8 +128,14 @@ def check_labels(potential: Potential, scales: Params, data: Dataset) -> None:
 
 def log_scales(noise: Noise, scales: Params) -> Params:
     """Starting values of the scales that are parameters, as logarithms."""
-    learned = scales if noise.learn == "exponential" else {}
-    return jax.tree.map(lambda x: jnp.log(jnp.asarray(x, jnp.result_type(float))), learned)
+    free = scales if noise.learn == "exponential" else {}
+    return jax.tree.map(lambda x: jnp.log(jnp.asarray(x, jnp.result_type(float))), free)
+
+
+def learned(noise: Noise, params: Params) -> Params:
+    """Logarithms of the scales that are parameters. Where ``noise`` keeps its own, those of the parameters are another
+    target's (``fused``)."""
+    return params["noise"] if noise.learn == "exponential" else {}
 
 
 def _errors(potential, labels, params: Params, batch: Dataset, counts) -> dict[str, tuple[Array, Array]]:
@@ -149,10 +156,10 @@ def rmse(error: Array, mask: Array) -> Scalar:
     return jnp.sqrt(jnp.where(mask, error**2, 0.0).sum() / jnp.maximum(number, 1))
 
 
-def scale_of(params: Params, label: str, scales: Params, batch: Dataset) -> Array:
+def scale_of(logarithms: Params, label: str, scales: Params, batch: Dataset) -> Array:
     """Scale of the errors of a label, a parameter or as expected: one, or ``(B, N, 1)`` where species differ."""
-    known = label in params["noise"]
-    sigma = jax.tree.map(jnp.exp, params["noise"][label]) if known else jax.tree.map(jnp.asarray, scales[label])
+    known = label in logarithms
+    sigma = jax.tree.map(jnp.exp, logarithms[label]) if known else jax.tree.map(jnp.asarray, scales[label])
     if not isinstance(sigma, dict):
         return sigma
     index = species_index(batch.system.species, tuple(int(z) for z in sigma))  # −1, the last, for masked padding
@@ -183,8 +190,8 @@ def _numbers(scale: float | Mapping[int, float]) -> tuple[float, ...]:
 
 def log_scale_prior(logarithms: Params, means: Params) -> Scalar:
     """Exponential densities of the scales σ with these means, times the Jacobian dσ/d(log σ) = σ."""
-    used = {label: means[label] for label in logarithms}
-    terms = jax.tree.map(lambda z, mean: z - jnp.exp(z) / mean, logarithms, used)
+    shared = means.keys() & logarithms.keys()
+    terms = [jax.tree.map(lambda z, mean: z - jnp.exp(z) / mean, logarithms[k], means[k]) for k in sorted(shared)]
     return sum(jax.tree.leaves(terms), jnp.zeros(()))
 
 

@@ -6,12 +6,9 @@ with the values per datum :math:`v_i` and numbers of data :math:`N_i` of the tar
 likelihoods (the noise of labels, the uncertainty of measurements); there are no numbers to be tuned.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
-from bayespot.inference.subset import through
 from bayespot.inference.target import Batch, Target
 from bayespot.tree import total
 from bayespot.typing import Key, Params
@@ -22,25 +19,28 @@ def fused(*targets: Target) -> Target:
 
     Args:
         targets: e.g. ``force_matching(…)`` and ``difftre(…)``, in any number; those that score frames score the same
-            (``with_frames`` lets one score others). The prior of the potential belongs into one of them only. Two that
-            learn a σ of the same name share it, and its own prior counts twice; what one holds fixed stays so.
+            (``with_frames`` lets one score others; equal numbers of different frames are not noticed). The prior of the
+            potential belongs into one of them only. Two that learn a σ of the same name share it, and its own prior
+            counts twice; what one holds fixed stays so.
 
     Returns:
-        A target with the data of those that have any. Its ``info`` holds the log density per datum of each,
-        ``"0/log_density"``, ``"1/log_density"``, …, and what they tell themselves.
+        A target with the data of those that have any; where none has, its size is 1 and its value the whole log density
+        in place of that per datum. Validation frames are scored by the first target that can. Its ``info`` holds the
+        log density per datum of each, ``"0/log_density"``, ``"1/log_density"``, …, and what they tell themselves.
 
     Raises:
-        ValueError: for no target, different potentials, or different numbers of data.
+        ValueError: for no target, different potentials, or different numbers of data; at the start, for one σ of all
+            species in one target and several in another.
     """
     size = _size(targets)
-    targets = tuple(through(t, _own(t), lambda gradient: gradient) for t in targets)
     scoring = [t for t in targets if t.frames]
+    judges = scoring or list(targets)
+    judge = ([t for t in judges if t.share is None] or judges)[0]
 
     def initial(key: Key) -> Params:
         keys = jax.random.split(key, len(targets) + 1)
         starts = [t.initial(k) for t, k in zip(targets, keys[1:], strict=True)]
-        noise = {name: x for start in starts for name, x in start["noise"].items()}
-        return {"potential": targets[0].initial(keys[0])["potential"], "noise": noise}
+        return {"potential": targets[0].initial(keys[0])["potential"], "noise": _joined([s["noise"] for s in starts])}
 
     def init(key: Key, params: Params):
         keys = jax.random.split(key, len(targets))
@@ -50,8 +50,6 @@ def fused(*targets: Target) -> Target:
         keys = jax.random.split(key, len(targets))
         parts = [t.value_and_grad(k, params, s, batch) for t, k, s in zip(targets, keys, state, strict=True)]
         values, gradients, states, infos = zip(*parts, strict=True)
-        zeros = jax.tree.map(jnp.zeros_like, params["noise"])
-        gradients = [{**g, "noise": zeros | g["noise"]} for g in gradients]
         shares = [t.size / size for t in targets]
         value = total(w * v for w, v in zip(shares, values, strict=True))
         gradient = jax.tree.map(lambda *g: total(w * x for w, x in zip(shares, g, strict=True)), *gradients)
@@ -60,11 +58,8 @@ def fused(*targets: Target) -> Target:
         return value, gradient, states, told
 
     def check(data: Batch) -> None:
-        for t in scoring:
+        for t in scoring or [judge]:  # without the former these are frames for validation
             t.check(data)
-
-    def metrics(params: Params, batch: Batch):
-        return ([t for t in scoring if t.share is None] or targets)[0].metrics(params, batch)
 
     def share(params: Params, state: tuple):
         parts = [t.share(params, s) for t, s in zip(targets, state, strict=True) if t.share is not None]
@@ -72,15 +67,9 @@ def fused(*targets: Target) -> Target:
 
     simulating = any(t.share is not None for t in targets)
     return Target(
-        initial, init, value_and_grad, metrics, size, targets[0].spec, check,
-        frames=bool(scoring), share=share if simulating else None,
+        initial, init, value_and_grad, judge.metrics, size, targets[0].spec, check,
+        frames=bool(scoring), share=share if simulating else None, exact=all(t.exact for t in targets),
     )  # fmt: skip
-
-
-def _own(target: Target) -> Callable[[Params], Params]:
-    """The parameters that a target knows: a σ that it holds fixed may be learned by another."""
-    names = tuple(jax.eval_shape(target.initial, jax.random.key(0))["noise"])
-    return lambda params: {**params, "noise": {name: params["noise"][name] for name in names}}
 
 
 def _size(targets: tuple[Target, ...]) -> int:
@@ -95,3 +84,16 @@ def _size(targets: tuple[Target, ...]) -> int:
             "Give all but one of them frames of their own by with_frames."
         )
     return sizes.pop() if sizes else 1
+
+
+def _joined(noises: list[Params]) -> Params:
+    """The scales that any target learns."""
+    out: dict = {}
+    for name, x in (pair for noise in noises for pair in noise.items()):
+        if jax.tree.structure(out.setdefault(name, x)) != jax.tree.structure(x):
+            raise ValueError(
+                f"Targets that learn a σ of {name} share it. Got one for all species and one for each, or other "
+                "species. Give all of them the same Noise, or keep one with learn='fixed'."
+            )
+        out[name] = x
+    return out

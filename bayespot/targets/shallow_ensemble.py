@@ -45,6 +45,7 @@ from bayespot.targets.force_matching import (
     check_labels,
     checked_scales,
     label_masks,
+    learned,
     log_scale_prior,
     log_scales,
     residuals,
@@ -99,12 +100,12 @@ def shallow_ensemble(
         each = jax.vmap(potential.init)(jax.random.split(several, heads))
         return {"potential": overlay(potential.init(one), select(each, own)), "noise": log_scales(noise, scales)}
 
-    log_prior = partial(_log_prior, prior, own, shared, scales)
-    predicted = partial(_predicted, potential, own, scales)
+    log_prior = partial(_log_prior, prior, own, shared, noise, scales)
+    predicted = partial(_predicted, potential, own, noise, scales)
 
     def value_and_grad(key: Key, params: Params, state, batch: Dataset):
         def density(params):
-            units = {k: scale_of({"noise": {}}, k, scales, batch) for k in scales} if loss == "crps" else None
+            units = {k: scale_of({}, k, scales, batch) for k in scales} if loss == "crps" else None
             return _score(predicted(params, batch, counts), units) / len(batch) + log_prior(params) / size
 
         value, gradient = jax.value_and_grad(density)(params)
@@ -119,13 +120,15 @@ def shallow_ensemble(
     return Target(initial, lambda key, params: (), value_and_grad, metrics, size, spec, check)
 
 
-def _log_prior(prior: Prior, own: tuple[str, ...], shared: tuple[str, ...], scales, params: Params) -> Scalar:
+def _log_prior(
+    prior: Prior, own: tuple[str, ...], shared: tuple[str, ...], noise: Noise, scales, params: Params
+) -> Scalar:
     of_heads = jax.vmap(prior)(select(params["potential"], own)).sum()
-    return prior(select(params["potential"], shared)) + of_heads + log_scale_prior(params["noise"], scales)
+    return prior(select(params["potential"], shared)) + of_heads + log_scale_prior(learned(noise, params), scales)
 
 
 def _predicted(
-    potential: Potential, own: tuple[str, ...], scales: Params, params: Params, batch: Dataset, counts
+    potential: Potential, own: tuple[str, ...], noise: Noise, scales: Params, params: Params, batch: Dataset, counts
 ) -> dict[str, tuple[Array, Array, Array]]:
     """Error of the mean, spread and mask of every label in use."""
 
@@ -133,7 +136,7 @@ def _predicted(
         return residuals(potential, overlay(params["potential"], head), batch, counts, "stress" in scales)
 
     errors, masks = jax.vmap(member)(select(params["potential"], own)), label_masks(batch)
-    floor = {k: scale_of(params, k, scales, batch).astype(errors[k].dtype) for k in scales}
+    floor = {k: scale_of(learned(noise, params), k, scales, batch).astype(errors[k].dtype) for k in scales}
     spread = {k: jnp.sqrt(errors[k].var(0, ddof=1) + floor[k] ** 2) for k in scales}
     return {k: (errors[k].mean(0), spread[k], masks[k]) for k in scales}
 

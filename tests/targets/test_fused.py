@@ -97,10 +97,30 @@ def test_a_scale_that_one_target_learns_stays_fixed_in_another(key, parts):
     params = jax.tree.map(lambda x: x[0], initial(key, target, chains=1))
     assert set(params["noise"]) == {"energy", "forces"}
     value, gradient, *_ = target.value_and_grad(jax.random.key(1), params, ((), ()), data)
-    one = fixed.value_and_grad(jax.random.key(1), {**params, "noise": {}}, (), data)
-    other = matching.value_and_grad(jax.random.key(1), params, (), data)
+    one = fixed.value_and_grad(jax.random.key(2), {**params, "noise": {}}, (), data)
+    other = matching.value_and_grad(jax.random.key(3), params, (), data)
     np.testing.assert_allclose(value, one[0] + other[0], rtol=1e-12)
     np.testing.assert_allclose(gradient["noise"]["forces"], other[1]["noise"]["forces"], rtol=1e-12)
     np.testing.assert_allclose(
         gradient["potential"]["k"], one[1]["potential"]["k"] + other[1]["potential"]["k"], rtol=1e-12
     )
+
+
+def test_scales_of_one_label_must_be_alike(parts):
+    data, matching, _ = parts
+    of_species = force_matching(SPRING, data, flat(), Noise(energy=0.01, forces={1: 0.1}))
+    with pytest.raises(ValueError, match="σ of forces share it"):
+        initial(jax.random.key(0), fused(matching, of_species), chains=1)
+    kept = force_matching(SPRING, data, flat(), Noise(energy=0.01, forces={1: 0.1}, learn="fixed"))
+    assert set(initial(jax.random.key(0), fused(matching, kept), chains=1)["noise"]) == {"energy", "forces"}
+
+
+def test_targets_of_different_labels_have_their_scales_side_by_side(key, parts):
+    data = parts[0]
+    energies = force_matching(SPRING, data, normal(1.0), Noise(energy=0.01, forces=None))
+    forces = force_matching(SPRING, data, flat(), Noise(energy=None, forces=0.1))
+    both = force_matching(SPRING, data, normal(1.0), Noise(energy=0.01, forces=0.1))
+    params = jax.tree.map(lambda x: x[0], initial(key, both, chains=1))
+    joined, *_ = fused(energies, forces).value_and_grad(jax.random.key(1), params, ((), ()), data)
+    whole, *_ = both.value_and_grad(jax.random.key(2), params, (), data)
+    np.testing.assert_allclose(joined, whole, rtol=1e-10)
