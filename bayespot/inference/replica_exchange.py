@@ -59,18 +59,18 @@ def replica_exchange(
         every: steps between attempts; even and odd pairs take turns.
 
     Raises:
-        ValueError: for fewer than two temperatures, ones that do not rise, or ``every`` below 1. A minibatch must
-            have an even number of frames, or be all data.
+        ValueError: for fewer than two temperatures, ones that do not rise, ``every`` below 1, or a target that
+            simulates or draws minibatches itself. A minibatch must have an even number of frames, or be all data.
     """
     ladder = tuple(float(t) for t in temperatures)
     if len(ladder) < 2 or not ladder[0] > 0 or any(b <= a for a, b in pairwise(ladder)):
         raise ValueError(f"temperatures must be at least two positive, rising numbers. Got {ladder}.")
     if every < 1:
         raise ValueError(f"every must be at least 1. Got {every}.")
-    if not target.exact:
+    if target.share is not None or not target.exact:
         raise ValueError(
-            "Copies are compared on the same frames, but this target draws minibatches of its own. Give with_frames no "
-            "batch_size."
+            "Copies are compared on the same frames, but this target simulates, or draws minibatches of its own: its "
+            "noise is not that of the frames. Use another sampler, or with_frames without a batch_size."
         )
     count = len(ladder)
     cold = make(ladder[0])

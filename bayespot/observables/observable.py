@@ -86,7 +86,7 @@ def observe(
         trajectories: from ``propagate``, leading axes ``(S, R)``, or a single run, which is treated as S = R = 1; from
             ``reweight``; or a data set, whose frames are taken for a single run without velocities and times. What
             needs these, or labels that are missing, is refused; what asks for fluctuations needs frames of one
-            ensemble.
+            ensemble. Failed runs keep their status, which ``interval`` refuses.
         samples: that drove the runs; they supply the weights, the chains and the parameters for observables that ask
             the potential. Without them all weights are equal and every run is a chain of its own, as in an ensemble.
         blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated;

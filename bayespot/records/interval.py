@@ -80,6 +80,11 @@ class Interval:
     def __str__(self) -> str:
         return table([self])
 
+    @property
+    def surviving(self) -> float:
+        """Share of the samples that did not fail; when the others did is in ``Trajectory.valid_until``."""
+        return self.samples / (self.samples + len(self.dropped))
+
     def covers(self, truth) -> np.ndarray:
         """Whether the interval contains ``truth``, elementwise."""
         truth = np.asarray(truth)

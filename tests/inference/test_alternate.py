@@ -1,5 +1,6 @@
 """Alternation: each algorithm goes on from the other's parameters, with a state of its own."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -42,6 +43,30 @@ def test_two_attractions_meet_where_one_turn_leaves_the_parameters(key):
     wanted = ((1 - b) * a * 1.0 + b * -3.0) / (1 - (1 - a) * (1 - b))
     assert float(samples.params["x"][0]) == pytest.approx(wanted, abs=1e-6)
     assert set(samples.history) == {"log_density", "0/log_density", "1/log_density"}
+
+
+def test_several_steps_in_turn_take_one_part_of_the_minibatch_each(key):
+    """Six frames: x goes half of the way to the mean of two of them, three times, then a quarter towards −3."""
+
+    def value_and_grad(key, params, state, batch):
+        away = params["x"] - batch.mean()
+        return -0.5 * away**2, {"x": -away}, state, {"frames": jnp.asarray(len(batch))}
+
+    data, a, b = np.arange(6.0)[:, None], 0.5, 0.25
+    one = optimise(attracted(0.0)._replace(value_and_grad=value_and_grad, size=6), optax.sgd(a))
+    other = optimise(attracted(-3.0)._replace(size=6), optax.sgd(b))
+    algorithm = alternate(one, other, steps=(3, 1))
+    state, info = algorithm.step(key, start := algorithm.init(jax.random.key(1), {"x": jnp.asarray(0.0)}), data)
+    x = 0.0
+    for mean in (0.5, 2.5, 4.5):
+        x += a * (mean - x)
+    assert float(state[0].params["x"]) == pytest.approx(x, rel=1e-12)
+    assert float(state[1].params["x"]) == pytest.approx(x + b * (-3 - x), rel=1e-12)
+    assert int(info["0/frames"]) == 2
+    with pytest.raises(ValueError, match="a multiple of it"):
+        algorithm.step(jax.random.key(2), start, data[:4])
+    with pytest.raises(ValueError, match="each of 2 algorithms"):
+        alternate(one, other, steps=(3,))
 
 
 def test_nothing_to_alternate():

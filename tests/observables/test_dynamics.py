@@ -105,7 +105,7 @@ def test_diffusion_of_free_langevin_particles(langevin):
     exact = np.polyfit(tau, langevin_msd(lags * EVERY, thermal), 1)[0] / 6
     assert exact == pytest.approx(thermal / FRICTION * units.ps, rel=0.01)
     assert error < 0.06 * exact
-    assert abs(got / (1 - 1 / ATOMS) - exact) < 4.5 * error
+    assert abs(got / (1 - 1 / ATOMS) - exact) < 3 * error
 
 
 def test_diffusion_of_ballistic_motion_is_the_slope_of_a_parabola():

@@ -12,6 +12,7 @@ from bayespot.inference.control_variates import control_variates
 from bayespot.inference.infer import infer
 from bayespot.inference.optimise import optimise
 from bayespot.inference.priors import normal
+from bayespot.inference.replica_exchange import replica_exchange
 from bayespot.inference.sgld import sgld
 from bayespot.inference.target import initial
 from bayespot.observables.elasticity import elastic_constants
@@ -337,6 +338,21 @@ def test_what_an_observable_needs_anew():
     assert not _moves(SQUARE, run)
 
 
+def test_memory_does_not_grow_with_the_length_of_the_simulation(key):
+    """What the compiled update works with: the same for as many frames of longer runs, the frames alone for more."""
+
+    def work(frames, every):
+        target = target_of(spring_run(steps=frames * every, every=every, replicas=2))
+        state = jax.eval_shape(target.init, key, spring())
+        update = jax.jit(lambda k, p, s: target.value_and_grad(k, p, s, None))
+        return update.lower(key, spring(), state).compile().memory_analysis().temp_size_in_bytes
+
+    short = work(60, 10)
+    assert short > 0
+    assert work(60, 1000) == short
+    assert work(240, 10) < 4 * short
+
+
 def test_errors(key):
     run = spring_run()
     with pytest.raises(ValueError, match="at least one measurement"):
@@ -356,8 +372,10 @@ def test_errors(key):
             reference_run(run.start, ensemble, steps=10, every=1)
     with pytest.raises(ValueError, match="propagate"):
         target_of(run).metrics(spring(), None)
-    with pytest.raises(ValueError, match="simulates has no density"):
+    with pytest.raises(ValueError, match=r"simulates.* has no density"):
         control_variates(target_of(run), np.zeros((1, 0)))
+    with pytest.raises(ValueError, match="simulates"):
+        replica_exchange(lambda t: sgld(target_of(run), 1e-3, temperature=t), target_of(run), (1.0, 2.0))
 
 
 def test_constants_of_another_potential_are_refused():

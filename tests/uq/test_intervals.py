@@ -183,7 +183,7 @@ def test_failed_samples_raise_or_are_dropped_on_request():
         interval(obs)
     assert info.value.samples == (4,)
     got = interval(obs, failed="drop")
-    assert (got.dropped, got.samples) == ((4,), 8)
+    assert (got.dropped, got.samples, got.surviving) == ((4,), 8, 8 / 9)
     expected = interval(observed(np.delete(y, 4, axis=0)))
     np.testing.assert_allclose([got.mean, got.lower, got.upper], [expected.mean, expected.lower, expected.upper])
     assert "dropped as failed: samples 4" in str(got)
