@@ -76,7 +76,7 @@ def _several(algorithm: Algorithm, turn: int, key: Key, state, batch: Batch):
         return algorithm.step(key, state, batch)
     if (frames := length(batch)) % turn:
         raise ValueError(f"{turn} steps in turn need a batch_size that is a multiple of it. Got {frames} frames.")
-    parts = jax.tree.map(lambda x: x.reshape(turn, -1, *x.shape[1:]), batch)
+    parts = jax.tree.map(lambda x: x.reshape(turn, frames // turn, *x.shape[1:]), batch)
     state, infos = jax.lax.scan(
         lambda state, each: algorithm.step(each[0], state, each[1]), state, (jax.random.split(key, turn), parts)
     )
