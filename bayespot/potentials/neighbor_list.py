@@ -93,13 +93,14 @@ def neighbor_list(
         else:
             j, crowd = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (n, n)), jnp.zeros((), jnp.int32)
         other = jnp.minimum(j, n - 1)
+        of_other = (lambda values: values[other]) if grid else (lambda values: jnp.broadcast_to(values, (n, n)))
         # Component by component instead of arrays (N, M, O, 3): the compiler fuses and vectorises it.
-        apart = [component[other] - component[:, None] for component in x.T]
+        apart = [of_other(component) - component[:, None] for component in x.T]
         first = [jnp.ceil(-0.5 * c - f) for c, f in zip(count.tolist(), _times(apart, inverse_h), strict=True)]
         image = [f[:, :, None] + jnp.asarray(o, x.dtype) for f, o in zip(first, offsets.T, strict=True)]
         square = sum((a[:, :, None] + t) ** 2 for a, t in zip(apart, _times(image, h), strict=True))
         itself = (j == jnp.arange(n)[:, None])[..., None] & (image[0] == 0) & (image[1] == 0) & (image[2] == 0)
-        known = (j < n) & real[other] & real[:, None]
+        known = (j < n) & of_other(real) & real[:, None]
         near = (known[..., None] & ~itself & (square < reach**2)).reshape(n, -1)
         complete = capacity[0] == near.shape[1]
         entries = _all_entries if complete else partial(_near_entries, capacity=capacity[0])
