@@ -79,9 +79,8 @@ def neighbor_list(
     # Gathering a candidate from the grid costs about twice as much as streaming over all atoms (measured on a CPU).
     grid = capacity[1] > 0 and 2 * 3 ** int((cells > 1).sum()) * capacity[1] < n
     all_images, asked = n * len(offsets), capacity[0]
-    if not grid and all_images <= 1.1 * capacity[0]:  # to sort out the few that are not near would take longer
-        capacity = (all_images, 0)
-    capacity = (capacity[0], capacity[1] if grid else 0)
+    complete = not grid and all_images <= 1.1 * capacity[0]  # to sort out the few that are not near takes longer
+    capacity = (all_images if complete else capacity[0], capacity[1] if grid else 0)
 
     def update(system: System) -> tuple[Neighbors, Array]:
         x, real = system.position, system.species > 0
@@ -102,7 +101,6 @@ def neighbor_list(
         itself = (j == jnp.arange(n)[:, None])[..., None] & (image[0] == 0) & (image[1] == 0) & (image[2] == 0)
         known = (j < n) & of_other(real) & real[:, None]
         near = (known[..., None] & ~itself & (square < reach**2)).reshape(n, -1)
-        complete = capacity[0] == near.shape[1]
         entries = _all_entries if complete else partial(_near_entries, capacity=capacity[0])
         index, shift, found, most = entries(near, j, first, offsets)
         most = jnp.minimum(most, asked) if complete else most  # a complete list cannot overflow
