@@ -1,5 +1,7 @@
 """The ten lines of the README run as written, but for their sizes."""
 
+import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -90,3 +92,19 @@ def test_links_lead_somewhere(page):
     path = README.parent / page
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         assert "://" in target or (path.parent / target).exists(), f"{page} links to {target}, which does not exist"
+
+
+@pytest.mark.parametrize("page", sorted((README.parent / "docs/how-to").glob("*.md")), ids=lambda page: page.stem)
+def test_pages_use_names_and_arguments_that_exist(page):
+    """To run them takes minutes or data."""
+    blocks = [ast.parse(block) for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
+    nodes = [node for block in blocks for node in ast.walk(block)]
+    assert {n.attr for n in nodes if ours(n)} <= {*bp.__all__, "units"}
+    for call in (n for n in nodes if isinstance(n, ast.Call) and ours(n.func)):
+        if not any(isinstance(a, ast.Starred) for a in call.args):
+            inspect.signature(getattr(bp, call.func.attr)).bind(*call.args, **{k.arg: None for k in call.keywords})
+
+
+def ours(node) -> bool:
+    """``bp.name``."""
+    return isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "bp"

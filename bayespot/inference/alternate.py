@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from bayespot.inference.algorithm import Algorithm
 from bayespot.inference.target import Batch
@@ -23,7 +24,7 @@ def alternate(*algorithms: Algorithm, steps: Sequence[int] | None = None) -> Alg
             structure, and their states hold them as ``params`` (``replica_exchange`` has several).
         steps: of each algorithm in its turn; default one. An algorithm of several gets so many parts of the minibatch,
             one after the other: ``batch_size`` of ``infer`` = 133 · 5 and ``steps=(133, 1)`` make 133 steps of five
-            frames, then one of the other. So can whole epochs take turns.
+            frames, then one of the other. So can whole epochs take turns. With the data ``None`` nothing is parted.
 
     Returns:
         An algorithm whose draws are those of the last one. Its ``info`` holds what each tells (of several steps, the
@@ -74,6 +75,8 @@ def _several(algorithm: Algorithm, turn: int, key: Key, state, batch: Batch):
     """Steps with one part of the minibatch after the other; what the last one tells."""
     if turn == 1:
         return algorithm.step(key, state, batch)
+    if all(x.size == 0 for x in jax.tree.leaves(batch)):  # what infer hands out in the place of None
+        batch = jax.tree.map(lambda x: jnp.repeat(x, turn, axis=0), batch)
     if (frames := length(batch)) % turn:
         raise ValueError(f"{turn} steps in turn need a batch_size that is a multiple of it. Got {frames} frames.")
     parts = jax.tree.map(lambda x: x.reshape(turn, frames // turn, *x.shape[1:]), batch)

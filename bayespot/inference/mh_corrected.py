@@ -33,8 +33,7 @@ from bayespot.inference.dynamics import at_times, drifted, roots, thermal, therm
 from bayespot.inference.full_data import full_value
 from bayespot.inference.preconditioner import Preconditioner, fixed, identity
 from bayespot.inference.schedules import StepSize, schedule_of
-from bayespot.inference.target import Batch, Target, TargetState, require_training_data
-from bayespot.tree import length as number_of
+from bayespot.inference.target import Batch, Target, TargetState, frames_scored, require_training_data
 from bayespot.tree import noise, take, total
 from bayespot.typing import Array, Key, Params, Scalar
 
@@ -86,7 +85,7 @@ def sggmc(
 
     def advance(key, state: CorrectedState, batch, h, root, kT):
         keys = jax.random.split(key, 4)
-        first, second = _halves(batch, target.size)
+        first, second = _halves(target, batch)
         keep = jnp.exp(-0.5 * friction * h)
         spread = jnp.sqrt((1 - keep**2) * kT)
 
@@ -158,7 +157,7 @@ def _corrected(target, data, step_size, friction, length, temperature, diagonal,
 
     def step(key: Key, state: CorrectedState, batch: Batch):
         key_move, key_test = jax.random.split(key)
-        _check_epoch(number_of(batch), target.size, length)
+        _check_epoch(frames_scored(target, batch), target.size, length)
         h = schedule(state.step - state.step % length)
         kT = heat(state.step)
         root = roots(scaling, scaling.init(state.params))
@@ -197,9 +196,9 @@ def _check_epoch(frames: int, size: int, length: int) -> None:
         )
 
 
-def _halves(batch: Batch, size: int) -> tuple[Batch, Batch]:
-    frames = number_of(batch)
-    if frames == size:
+def _halves(target: Target, batch: Batch) -> tuple[Batch, Batch]:
+    frames = frames_scored(target, batch)
+    if frames == target.size:
         return batch, batch
     if frames % 2:
         raise ValueError(f"sggmc uses the two halves of a minibatch; batch_size must be even. Got {frames}.")

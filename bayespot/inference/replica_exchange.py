@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from bayespot.inference.algorithm import Algorithm
 from bayespot.inference.dynamics import at_times
-from bayespot.inference.target import Batch, Target, require_training_data
+from bayespot.inference.target import Batch, Target, frames_scored, require_training_data
 from bayespot.tree import all_finite, length, take
 from bayespot.typing import Array, Float, Key, Params
 
@@ -70,7 +70,7 @@ def replica_exchange(
     if target.share is not None or not target.exact:
         raise ValueError(
             "Copies are compared on the same frames, but this target simulates, or draws minibatches of its own: its "
-            "noise is not that of the frames. Use another sampler, or with_frames without a batch_size."
+            "noise is not that of the frames. Use another sampler, or with_frames without batch_size."
         )
     count = len(ladder)
     cold = make(ladder[0])
@@ -103,7 +103,7 @@ def _swapped(key: Key, state: ReplicaState, *, target: Target, ladder, every: in
     one, two = jax.random.split(key)
     halves = _density_of_halves(one, target, state.copies, batch)
     difference = jnp.diff(halves, axis=0)  # (K − 1, 2); the same frames in both copies
-    unseen = 1.0 - length(batch) / target.size  # frames are drawn without replacement
+    unseen = 1.0 - frames_scored(target, batch) / target.size  # frames are drawn without replacement
     noise = 0.25 * unseen * (difference[:, 0] - difference[:, 1]) ** 2
     attempt = state.step // every
     rate = 1.0 / jnp.minimum(attempt.astype(noise.dtype), 100.0)
@@ -122,12 +122,11 @@ def _density_of_halves(key: Key, target: Target, copies: Any, batch: Batch) -> F
 
     Where the minibatch is all data both halves are the whole.
     """
-    frames = length(batch)
+    frames, whole = frames_scored(target, batch), jnp.arange(length(batch))
     if frames % 2 and frames < target.size:
         raise ValueError(
             f"replica_exchange compares the halves of a minibatch. Got batch_size = {frames}. Use an even number."
         )
-    whole = jnp.arange(frames)
     rows = jnp.stack([whole, whole]) if frames == target.size else whole.reshape(2, -1)
     number = length(copies)
 

@@ -99,6 +99,11 @@ def initial(key: Key, target: Target, chains: int) -> Params:
     return jax.jit(jax.vmap(target.initial))(jax.random.split(key, chains))
 
 
+def frames_scored(target: Target, batch: Batch) -> int:
+    """Number of frames that the target's value rests on: those of the batch, or all where it takes none of them."""
+    return length(batch) if target.frames else target.size
+
+
 def require_training_data(target: Target, data: Batch) -> None:
     """Refuse data other than those the target was made for: their number weighs the prior against the likelihood.
 

@@ -17,7 +17,8 @@ def with_frames(target: Target, data: Batch, batch_size: int | None = None) -> T
     Args:
         target: that scores frames, e.g. ``force_matching(…)`` or ``relative_entropy(…)``.
         data: the frames that it was made for.
-        batch_size: frames at each step; default all of them.
+        batch_size: frames at each step; default all of them, at once also where others are evaluated part by part
+            (``full_log_density``).
 
     Returns:
         The target, of the same size. With minibatches its value is an estimate, also where all data are asked for:

@@ -25,12 +25,13 @@ def fused(*targets: Target) -> Target:
 
     Returns:
         A target with the data of those that have any; where none has, its size is 1 and its value the whole log density
-        in place of that per datum. Validation frames are scored by the first target that can. Its ``info`` holds the
-        log density per datum of each, ``"0/log_density"``, ``"1/log_density"``, …, and what they tell themselves.
+        in place of that per datum. Validation frames are scored by the first that scores the frames of ``infer`` and
+        does not simulate; where none scores these, by the first that does not simulate. Its ``info`` holds the log
+        density per datum of each, ``"0/log_density"``, ``"1/log_density"``, …, and what they tell themselves.
 
     Raises:
-        ValueError: for no target, different potentials, or different numbers of data; at the start, for one σ of all
-            species in one target and several in another.
+        ValueError: for no target, different potentials, or different numbers of data; at the start (``initial``), for
+            one σ of all species in one target and several in another, and for a ``subset`` beside a whole target.
     """
     size = _size(targets)
     scoring = [t for t in targets if t.frames]
@@ -38,9 +39,8 @@ def fused(*targets: Target) -> Target:
     judge = ([t for t in judges if t.share is None] or judges)[0]
 
     def initial(key: Key) -> Params:
-        keys = jax.random.split(key, len(targets) + 1)
-        starts = [t.initial(k) for t, k in zip(targets, keys[1:], strict=True)]
-        return {"potential": targets[0].initial(keys[0])["potential"], "noise": _joined([s["noise"] for s in starts])}
+        keys = jax.random.split(key, len(targets))
+        return _joined([t.initial(k) for t, k in zip(targets, keys, strict=True)])
 
     def init(key: Key, params: Params):
         keys = jax.random.split(key, len(targets))
@@ -86,7 +86,21 @@ def _size(targets: tuple[Target, ...]) -> int:
     return sizes.pop() if sizes else 1
 
 
-def _joined(noises: list[Params]) -> Params:
+def _joined(starts: list[Params]) -> Params:
+    """What any of the targets starts from: by the first that has it, but all scales that are learned."""
+    if len({jax.tree.structure(start.get("potential")) for start in starts}) > 1:
+        raise ValueError(
+            "The targets must have the same parameters of the potential. Got some with a subset of them only. "
+            "Take the subset of the joint target: subset(fused(…), …)."
+        )
+    out: dict = {}
+    for start in reversed(starts):
+        out |= start
+    noises = [start["noise"] for start in starts if "noise" in start]
+    return out | {"noise": _scales(noises)} if noises else out
+
+
+def _scales(noises: list[Params]) -> Params:
     """The scales that any target learns."""
     out: dict = {}
     for name, x in (pair for noise in noises for pair in noise.items()):

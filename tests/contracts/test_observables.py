@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 from bayespot.observables.collective_variables import angle, dihedral, dihedrals
 from bayespot.observables.dynamics import diffusion, msd, vacf, vibrational_density_of_states
 from bayespot.observables.elasticity import elastic_constants
-from bayespot.observables.fluctuations import heat_capacity
+from bayespot.observables.fluctuations import compressibility, heat_capacity, thermal_expansion
 from bayespot.observables.free_energy import free_energy_profile, free_energy_surface
 from bayespot.observables.observable import average, observe
 from bayespot.observables.populations import distribution, population
@@ -45,6 +45,8 @@ OBSERVABLES = {
     "stress tensor": stress_tensor(),
     "density": density(),
     "heat capacity": heat_capacity(0.5, constraints=3),
+    "compressibility": compressibility(0.5),
+    "thermal expansion": thermal_expansion(0.5, 0.01),
     "elastic constants": elastic_constants(repulsion(3.0), 0.5, params={}),
     "msd": msd(2 * EVERY, EVERY),
     "msd species": msd(2 * EVERY, EVERY, 8),
@@ -58,11 +60,14 @@ OBSERVABLES = {
     "vdos": vibrational_density_of_states(3 * EVERY, EVERY),
 }
 DYNAMICS = {"msd", "msd species", "diffusion", "vacf", "vacf species", "vdos"}  # these refuse weights
+BREATHING = {"compressibility", "thermal expansion"}  # these are about the volume
 TENSORS = {"elastic constants", "stress tensor"}  # their components refer to the axes
 # Run with the slow tests only: what they do, others do too, or (elastic constants) they take long to compile.
 ALIKE = {
     "free energy surface",
     "population",
+    "compressibility",
+    "thermal expansion",
     "elastic constants",
     "rdf pair",
     "adf triplet",
@@ -76,6 +81,8 @@ RATIOS = {
     "adf",
     "adf triplet",
     "heat capacity",
+    "compressibility",
+    "thermal expansion",
     "free energy",
     "free energy surface",
     "distribution",
@@ -84,15 +91,18 @@ RATIOS = {
 }  # not plain means of frames, by definition
 
 
-def trajectory(frames=8, atoms=12, seed=0) -> Trajectory:
+def trajectory(name="", frames=8, atoms=12, seed=0) -> Trajectory:
     """A random walk of a random mixture in a skewed box, with random velocities, energies and stresses."""
     rng = np.random.default_rng(seed)
     box = np.array([[7.0, 0.0, 0.0], [1.5, 6.5, 0.0], [-0.8, 0.9, 7.5]])
     start = rng.uniform(size=(atoms, 3)) @ box
     position = start + np.cumsum(0.3 * rng.normal(size=(frames, atoms, 3)), axis=0)
     stress = rng.normal(size=(frames, 3, 3))
+    boxes = np.tile(box, (frames, 1, 1))
+    if name in BREATHING:
+        boxes *= 1 + 0.02 * rng.normal(size=(frames, 1, 1))
     species = np.tile(np.array([14, 8, 14] * (atoms // 3), np.int32), (frames, 1))
-    system = System(position, species, np.tile(box, (frames, 1, 1)))
+    system = System(position, species, boxes)
     velocity, energy = 0.05 * rng.normal(size=(frames, atoms, 3)), rng.normal(size=frames)
     frame = Frame(system, velocity, energy, 0.01 * (stress + stress.swapaxes(1, 2)))
     return Trajectory(frame, EVERY * np.arange(frames), np.array(0), np.array(EVERY * frames))
@@ -118,7 +128,7 @@ def observable(request):
 
 def test_every_value_is_finite_and_has_the_coordinate(observable):
     name, observable = observable
-    got = value(observable, trajectory())
+    got = value(observable, trajectory(name))
     assert got.shape == observable.coordinate.shape if len(observable.coordinate) else got.shape == ()
     assert np.isfinite(got).all()
     assert np.abs(got).max() > 0, name
@@ -126,7 +136,7 @@ def test_every_value_is_finite_and_has_the_coordinate(observable):
 
 def test_uniform_weights_are_the_plain_mean_of_the_frames(observable):
     name, observable = observable
-    run = trajectory()
+    run = trajectory(name)
     if observable.prepare is not None:
         observable = observable.prepare(jax.tree.map(lambda x: x[None, None], run))
     values = values_of(observable, run.frames)
@@ -139,7 +149,7 @@ def test_uniform_weights_are_the_plain_mean_of_the_frames(observable):
 @pytest.mark.parametrize("name", chosen(n for n in OBSERVABLES if n not in DYNAMICS))
 def test_weights_select_frames(name):
     observable = OBSERVABLES[name]
-    run = trajectory()
+    run = trajectory(name)
     prepared = observable.prepare(jax.tree.map(lambda x: x[None, None], run)) if observable.prepare else observable
     values = values_of(prepared, run.frames)
     weights = np.array([0, 0.25, 0.25, 0, 0.25, 0, 0.25, 0.0])
@@ -151,7 +161,7 @@ def test_weights_select_frames(name):
 
 def test_padding_is_invisible(observable):
     name, observable = observable
-    run = trajectory()
+    run = trajectory(name)
 
     def pad(x, fill):
         shape = (x.shape[0], 3, *x.shape[2:])
@@ -166,7 +176,7 @@ def test_padding_is_invisible(observable):
 
 def test_rotation_translation_and_wrapping_change_nothing(observable):
     name, observable = observable
-    run = trajectory()
+    run = trajectory(name)
     turn = np.eye(3) if name in TENSORS else Rotation.from_rotvec([0.3, -1.1, 0.7]).as_matrix()
     system, frames = run.frames.system, run.frames
     lattice = np.random.default_rng(5).integers(-2, 3, size=(12, 3)).astype(float)
@@ -181,7 +191,7 @@ def test_rotation_translation_and_wrapping_change_nothing(observable):
 
 def test_samples_and_replicas_are_treated_run_by_run(observable):
     name, observable = observable
-    runs = [trajectory(seed=n) for n in range(6)]
+    runs = [trajectory(name, seed=n) for n in range(6)]
     together = jax.tree.map(lambda *x: np.stack(x).reshape(3, 2, *x[0].shape), *runs)
     got = observe(observable, together, blocks=2, batch_size=4)
     assert got.value.shape[:2] == (3, 2)
@@ -198,11 +208,11 @@ def test_samples_and_replicas_are_treated_run_by_run(observable):
 
 def test_float32_stays_float32(observable):
     name, observable = observable
-    run = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, trajectory())
+    run = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, trajectory(name))
     got = observe(observable, run, blocks=1)
     assert got.value.dtype == jnp.float32
     if not name.startswith(("rdf", "adf")):  # histograms may move a count across a bin edge
-        np.testing.assert_allclose(np.asarray(got.value)[0, 0], value(observable, trajectory()), rtol=2e-5)
+        np.testing.assert_allclose(np.asarray(got.value)[0, 0], value(observable, trajectory(name)), rtol=2e-5)
 
 
 def test_discard_leaves_out_the_start():

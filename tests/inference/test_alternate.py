@@ -69,6 +69,15 @@ def test_several_steps_in_turn_take_one_part_of_the_minibatch_each(key):
         alternate(one, other, steps=(3,))
 
 
+def test_without_data_nothing_is_parted(key):
+    """Twice half of the way to 1, then a quarter of that to −3."""
+    parts = [
+        optimise(attracted(c)._replace(frames=False), optax.sgd(a), average=0.0) for c, a in ((1.0, 0.5), (-3.0, 0.25))
+    ]
+    samples = infer(key, alternate(*parts, steps=(2, 1)), {"x": jnp.zeros(1)}, None, steps=1, progress=False)
+    np.testing.assert_allclose(samples.params["x"], 0.75 * 0.75 + 0.25 * -3.0, rtol=1e-6)
+
+
 def test_nothing_to_alternate():
     with pytest.raises(ValueError, match="at least one"):
         alternate()

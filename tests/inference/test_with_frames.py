@@ -8,6 +8,7 @@ import pytest
 
 from bayespot.inference.full_data import full_log_density
 from bayespot.inference.infer import infer
+from bayespot.inference.mh_corrected import amagold, sggmc
 from bayespot.inference.optimise import optimise
 from bayespot.inference.priors import flat, normal
 from bayespot.inference.replica_exchange import replica_exchange
@@ -111,7 +112,27 @@ def test_estimates_are_refused_where_a_value_must_be_exact(sets):
         optimise(noisy, optax.sgd(1e-3), min_share=0.5)
 
 
-def test_validation_is_by_the_first_target_that_can(key, sets):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sggmc", "amagold", "replica_exchange"])
+def test_samplers_that_compare_values_take_all_frames(key, sets, name):
+    """Draws are those on the same data from outside."""
+    data, first, _ = sets
+    make = {
+        "sggmc": lambda target, own: sggmc(target, own, 0.01, friction=1.0, length=3),
+        "amagold": lambda target, own: amagold(target, own, 0.01, friction=1.0, length=4),
+        "replica_exchange": lambda target, own: replica_exchange(
+            lambda t: sgld(target, constant(1e-3), temperature=t), target, (1.0, 2.0), every=2
+        ),
+    }[name]
+    found = []
+    for target, own in ((first, data[:6]), (with_frames(first, data[:6]), None)):
+        start = chains(jax.random.clone(key), target, 2)
+        samples = infer(jax.random.key(1), make(target, own), start, own, steps=12, batch_size=None, progress=False)
+        found.append(np.asarray(samples.params["potential"]["k"]))
+    np.testing.assert_allclose(*found, rtol=1e-10)
+
+
+def test_validation_is_by_the_first_that_scores_and_does_not_simulate(key, sets):
     data, first, second = sets
     alone = fused(with_frames(first, data[:6]), with_frames(second, data[6:]))
     optimise(alone, optax.sgd(1e-3), validation=data[6:])
@@ -133,6 +154,8 @@ def test_parts_of_the_parameters_are_joined_too(sets):
     merged = force_matching(SPRING, data, normal(1.0), NOISE)
     one, other, whole = (subset(t, params, ("k",)) for t in (first, second, merged))
     joined = fused(one.target, with_frames(other.target, data[6:]))
+    start = initial(jax.random.key(0), joined, chains=1)
+    assert jax.tree.structure(start) == jax.tree.structure(one.params)
     found = full_log_density(joined, data[:6])(one.params)
     np.testing.assert_allclose(found, full_log_density(whole.target, data)(whole.params), rtol=1e-12)
 

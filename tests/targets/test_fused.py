@@ -2,18 +2,22 @@
 
 import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import optax
 import pytest
 
 from bayespot.inference.infer import infer
 from bayespot.inference.optimise import optimise
 from bayespot.inference.priors import flat, normal
+from bayespot.inference.subset import subset
 from bayespot.inference.target import initial
 from bayespot.potentials.teacher import label
 from bayespot.records.system import system
 from bayespot.targets.difftre import Measurement, difftre
 from bayespot.targets.force_matching import Noise, force_matching
 from bayespot.targets.fused import fused
+from bayespot.targets.numpyro import numpyro_potential, numpyro_target
 from tests.targets.springs import SPRING, SQUARE, spring_run
 
 
@@ -113,6 +117,36 @@ def test_scales_of_one_label_must_be_alike(parts):
         initial(jax.random.key(0), fused(matching, of_species), chains=1)
     kept = force_matching(SPRING, data, flat(), Noise(energy=0.01, forces={1: 0.1}, learn="fixed"))
     assert set(initial(jax.random.key(0), fused(matching, kept), chains=1)["noise"]) == {"energy", "forces"}
+
+
+def test_sites_of_a_model_are_parameters_beside_an_experiment(key, parts):
+    data, _, states = parts
+
+    def model(batch):
+        params = numpyro_potential(SPRING, normal(1.0))
+        scale = numpyro.sample("scale", dist.HalfNormal(0.1))
+        energy = jax.vmap(SPRING.energy, (None, 0, 0))(params, batch.system, batch.neighbors)
+        numpyro.sample("energy", dist.Normal(energy, scale), obs=batch.energy)
+
+    of_model = numpyro_target(model, data)
+    target = fused(of_model, states[0])
+    params = jax.tree.map(lambda x: x[0], initial(key, target, chains=1))
+    assert set(params) == {"potential", "scale", "noise"}
+    ours = target.init(jax.random.clone(key), params)
+    value, gradient, *_ = jax.jit(target.value_and_grad)(jax.random.key(7), params, ours, data)
+    keys = jax.random.split(jax.random.key(7), 2)
+    one = of_model.value_and_grad(keys[0], params, (), data)
+    other = jax.jit(states[0].value_and_grad)(keys[1], params, ours[1], data)
+    np.testing.assert_allclose(value, one[0] + other[0] / 6, rtol=1e-9)
+    np.testing.assert_allclose(gradient["scale"], one[1]["scale"], rtol=1e-9)
+
+
+def test_subsets_are_taken_of_the_joint_target(key, parts):
+    _, matching, states = parts
+    params = jax.tree.map(lambda x: x[0], initial(jax.random.clone(key), matching, chains=1))
+    part = subset(matching, params, ("noise",))
+    with pytest.raises(ValueError, match=r"subset\(fused\(…\), …\)"):
+        initial(key, fused(part.target, states[0]), chains=1)
 
 
 def test_targets_of_different_labels_have_their_scales_side_by_side(key, parts):

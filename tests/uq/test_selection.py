@@ -1,15 +1,11 @@
 """Selection against explicit determinants, conditional variances and all subsets of small pools."""
 
-import ast
-import re
 from itertools import combinations
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import bayespot
 from bayespot.records.dataset import dataset
 from bayespot.records.system import system
 from bayespot.tree import replace
@@ -190,18 +186,6 @@ def test_shuffling_the_pool_changes_nothing_but_the_numbers():
     one, other = select(prediction, data, 6), select(shuffled, data[order], 6)
     np.testing.assert_array_equal(order[other.frames], one.frames)
     np.testing.assert_allclose(other.score, one.score, rtol=1e-9)
-
-
-def test_the_how_to_uses_names_that_exist():
-    """To run it takes minutes; the page quotes what it printed."""
-    page = Path(__file__).parents[2] / "docs/how-to/active_learning.md"
-    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    used = {
-        node.attr
-        for node in ast.walk(ast.parse(block))
-        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "bp"
-    }
-    assert {"select", "frame_uncertainty", "predict", "propagate", "infer"} <= used <= set(bayespot.__all__)
 
 
 def test_what_cannot_be_chosen_is_refused():
