@@ -84,7 +84,8 @@ def test_set_up_commands():
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p}" for p in (
     "index.md", "notation.md", "how-to/use_your_own_data.md", "how-to/ase_calculator.md", "how-to/active_learning.md",
-    "how-to/reuse_simulations.md", "how-to/measure_observables.md", "how-to/learn_from_experiment.md", "how-to/coarse_grain.md",
+    "how-to/reuse_simulations.md", "how-to/learn_from_experiment.md", "how-to/coarse_grain.md",
+    "how-to/measure_observables.md",
     "explanation/what_an_interval_means.md", "explanation/choose_a_posterior_method.md",
     "explanation/log_posterior_conventions.md",
 ))])  # fmt: skip
