@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
 from bayespot.inference.algorithm import Algorithm
 from bayespot.inference.target import Batch
@@ -21,7 +20,8 @@ def alternate(*algorithms: Algorithm, steps: Sequence[int] | None = None) -> Alg
     Args:
         algorithms: such as ``optimise(force_matching(…), …)`` and ``optimise(difftre(…), …)``; those whose targets
             score frames share the data (``with_frames`` lets one score others). Their parameters must have the same
-            structure, and their states hold them as ``params`` (``replica_exchange`` has several).
+            structure. Not for samplers that remember where they were: ``sggmc``, ``amagold``, ``replica_exchange`` and
+            those of blackjax.
         steps: of each algorithm in its turn; default one. An algorithm of several gets so many parts of the minibatch,
             one after the other: ``batch_size`` of ``infer`` = 133 · 5 and ``steps=(133, 1)`` make 133 steps of five
             frames, then one of the other. So can whole epochs take turns. With the data ``None`` nothing is parted.
@@ -31,8 +31,8 @@ def alternate(*algorithms: Algorithm, steps: Sequence[int] | None = None) -> Alg
         last), as ``"0/log_density"``, and as ``log_density`` that of the first.
 
     Raises:
-        ValueError: for no algorithm, different potentials, or ``steps`` that are not one positive number for each. The
-            size of a minibatch must be a multiple of each.
+        ValueError: for no algorithm, different potentials, or ``steps`` that are not one positive number for each; at
+            the start, for a sampler that remembers. The size of a minibatch must be a multiple of each of ``steps``.
 
     Reference: Röcken and Zavadlav, *npj Comput. Mater.* 10, 69 (2024).
     """
@@ -40,7 +40,13 @@ def alternate(*algorithms: Algorithm, steps: Sequence[int] | None = None) -> Alg
 
     def init(key: Key, params: Params):
         keys = jax.random.split(key, len(algorithms))
-        return tuple(a.init(k, params) for a, k in zip(algorithms, keys, strict=True))
+        states = tuple(a.init(k, params) for a, k in zip(algorithms, keys, strict=True))
+        if any(not hasattr(s, "params") or hasattr(s, "start") for s in states):
+            raise ValueError(
+                "In alternation parameters are moved from outside, and a sampler that keeps more copies of them, or "
+                "values there, would not notice. Use sgld, sghmc, sgnht or optimise, or the joint density: fused(…)."
+            )
+        return states
 
     def step(key: Key, state: tuple, batch: Batch):
         keys, current, states, told = jax.random.split(key, len(algorithms)), state[-1].params, [], {}
@@ -75,12 +81,12 @@ def _several(algorithm: Algorithm, turn: int, key: Key, state, batch: Batch):
     """Steps with one part of the minibatch after the other; what the last one tells."""
     if turn == 1:
         return algorithm.step(key, state, batch)
+    keys = jax.random.split(key, turn)
     if all(x.size == 0 for x in jax.tree.leaves(batch)):  # what infer hands out in the place of None
-        batch = jax.tree.map(lambda x: jnp.repeat(x, turn, axis=0), batch)
+        state, infos = jax.lax.scan(lambda state, k: algorithm.step(k, state, batch), state, keys)
+        return state, jax.tree.map(lambda x: x[-1], infos)
     if (frames := length(batch)) % turn:
         raise ValueError(f"{turn} steps in turn need a batch_size that is a multiple of it. Got {frames} frames.")
     parts = jax.tree.map(lambda x: x.reshape(turn, frames // turn, *x.shape[1:]), batch)
-    state, infos = jax.lax.scan(
-        lambda state, each: algorithm.step(each[0], state, each[1]), state, (jax.random.split(key, turn), parts)
-    )
+    state, infos = jax.lax.scan(lambda state, each: algorithm.step(each[0], state, each[1]), state, (keys, parts))
     return state, jax.tree.map(lambda x: x[-1], infos)

@@ -6,6 +6,8 @@ with the values per datum :math:`v_i` and numbers of data :math:`N_i` of the tar
 likelihoods (the noise of labels, the uncertainty of measurements); there are no numbers to be tuned.
 """
 
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 
@@ -26,12 +28,13 @@ def fused(*targets: Target) -> Target:
     Returns:
         A target with the data of those that have any; where none has, its size is 1 and its value the whole log density
         in place of that per datum. Validation frames are scored by the first that scores the frames of ``infer`` and
-        does not simulate; where none scores these, by the first that does not simulate. Its ``info`` holds the log
-        density per datum of each, ``"0/log_density"``, ``"1/log_density"``, …, and what they tell themselves.
+        does not simulate; where none scores these, by the first that does not simulate; otherwise by none. ``info``
+        holds the log density per datum of each, ``"0/log_density"``, ``"1/log_density"``, …, and what they tell.
 
     Raises:
         ValueError: for no target, different potentials, or different numbers of data; at the start (``initial``), for
-            one σ of all species in one target and several in another, and for a ``subset`` beside a whole target.
+            one σ of all species in one target and several in another; in the first step, for a ``subset`` beside a
+            whole target.
     """
     size = _size(targets)
     scoring = [t for t in targets if t.frames]
@@ -50,6 +53,7 @@ def fused(*targets: Target) -> Target:
         keys = jax.random.split(key, len(targets))
         parts = [t.value_and_grad(k, params, s, batch) for t, k, s in zip(targets, keys, state, strict=True)]
         values, gradients, states, infos = zip(*parts, strict=True)
+        _check_gradients(gradients, params)
         shares = [t.size / size for t in targets]
         value = total(w * v for w, v in zip(shares, values, strict=True))
         gradient = jax.tree.map(lambda *g: total(w * x for w, x in zip(shares, g, strict=True)), *gradients)
@@ -86,18 +90,25 @@ def _size(targets: tuple[Target, ...]) -> int:
     return sizes.pop() if sizes else 1
 
 
-def _joined(starts: list[Params]) -> Params:
-    """What any of the targets starts from: by the first that has it, but all scales that are learned."""
-    if len({jax.tree.structure(start.get("potential")) for start in starts}) > 1:
+def _check_gradients(gradients, params: Params) -> None:
+    if any(jax.tree.structure(g) != jax.tree.structure(params) for g in gradients):
         raise ValueError(
-            "The targets must have the same parameters of the potential. Got some with a subset of them only. "
+            "The targets must have the same parameters. Got some that have a subset of them only. "
             "Take the subset of the joint target: subset(fused(…), …)."
         )
-    out: dict = {}
-    for start in reversed(starts):
-        out |= start
+
+
+def _joined(starts: list[Params]) -> Params:
+    """What any of the targets starts from: by the first that has it, but all scales that are learned."""
     noises = [start["noise"] for start in starts if "noise" in start]
+    out = reduce(_merged, starts)
     return out | {"noise": _scales(noises)} if noises else out
+
+
+def _merged(first: Params, other: Params) -> Params:
+    """The first, and what only the other has, level by level."""
+    both = {k: _merged(x, other[k]) for k, x in first.items() if isinstance(x, dict) and isinstance(other.get(k), dict)}
+    return other | first | both
 
 
 def _scales(noises: list[Params]) -> Params:

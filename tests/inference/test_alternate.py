@@ -1,5 +1,6 @@
 """Alternation: each algorithm goes on from the other's parameters, with a state of its own."""
 
+import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +8,13 @@ import optax
 import pytest
 
 from bayespot.inference.alternate import alternate
+from bayespot.inference.blackjax import from_blackjax
+from bayespot.inference.full_data import full_log_density
 from bayespot.inference.infer import infer
+from bayespot.inference.mh_corrected import sggmc
 from bayespot.inference.optimise import optimise
+from bayespot.inference.replica_exchange import replica_exchange
+from bayespot.inference.sgld import sgld
 from bayespot.inference.target import Target
 
 
@@ -76,6 +82,20 @@ def test_without_data_nothing_is_parted(key):
     ]
     samples = infer(key, alternate(*parts, steps=(2, 1)), {"x": jnp.zeros(1)}, None, steps=1, progress=False)
     np.testing.assert_allclose(samples.params["x"], 0.75 * 0.75 + 0.25 * -3.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sggmc", "replica_exchange", "hmc"])
+def test_samplers_that_remember_are_refused(key, name):
+    """Their test of acceptance would count the other's step as their own."""
+    target, data = attracted(0.0), np.zeros((4, 1))
+    sampler = {
+        "sggmc": lambda: sggmc(target, data, 0.1, friction=1.0, length=1),
+        "replica_exchange": lambda: replica_exchange(lambda t: sgld(target, 0.1, temperature=t), target, (1.0, 2.0)),
+        "hmc": lambda: from_blackjax(blackjax.hmc(full_log_density(target, data), 0.1, np.ones(1), 2), target.spec),
+    }[name]()
+    both = alternate(optimise(attracted(1.0), optax.sgd(0.5)), sampler)
+    with pytest.raises(ValueError, match="would not notice"):
+        both.init(key, {"x": jnp.asarray(0.0)})
 
 
 def test_nothing_to_alternate():

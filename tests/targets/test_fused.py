@@ -16,7 +16,7 @@ from bayespot.potentials.teacher import label
 from bayespot.records.system import system
 from bayespot.targets.difftre import Measurement, difftre
 from bayespot.targets.force_matching import Noise, force_matching
-from bayespot.targets.fused import fused
+from bayespot.targets.fused import _joined, fused
 from bayespot.targets.numpyro import numpyro_potential, numpyro_target
 from tests.targets.springs import SPRING, SQUARE, spring_run
 
@@ -144,9 +144,23 @@ def test_sites_of_a_model_are_parameters_beside_an_experiment(key, parts):
 def test_subsets_are_taken_of_the_joint_target(key, parts):
     _, matching, states = parts
     params = jax.tree.map(lambda x: x[0], initial(jax.random.clone(key), matching, chains=1))
-    part = subset(matching, params, ("noise",))
+    part = subset(matching, params, ("potential",))
+    target = fused(part.target, states[0])
+    start = jax.tree.map(lambda x: x[0], initial(key, target, chains=1))
+    state = target.init(jax.random.key(1), start)
     with pytest.raises(ValueError, match=r"subset\(fused\(…\), …\)"):
-        initial(key, fused(part.target, states[0]), chains=1)
+        target.value_and_grad(jax.random.key(2), start, state, parts[0])
+
+
+def test_starts_are_joined_level_by_level():
+    one = {"potential": {"k": 1.0}, "hyper": {"a": 2.0, "deep": {"x": 3.0}}, "noise": {"energy": 4.0}}
+    other = {"potential": {"k": 5.0}, "hyper": {"b": 6.0, "a": 7.0, "deep": {"y": 8.0}}, "noise": {"forces": 9.0}}
+    assert _joined([one, other]) == {
+        "potential": {"k": 1.0},
+        "hyper": {"a": 2.0, "b": 6.0, "deep": {"x": 3.0, "y": 8.0}},
+        "noise": {"energy": 4.0, "forces": 9.0},
+    }
+    assert _joined([{"potential": {"k": 1.0}}]) == {"potential": {"k": 1.0}}
 
 
 def test_targets_of_different_labels_have_their_scales_side_by_side(key, parts):
