@@ -1,5 +1,6 @@
 """Configuration of the tests: float64, two CPU devices, a compilation cache, checks of shapes and of random keys."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -32,8 +33,10 @@ SLOW_MEMBERS = (
     "test_float32_agrees_with_float64[dimenet]",
     "test_float32_agrees_with_float64[bonded]",
     "test_spec_rebuilds_the_potential[dimenet]",
+    "test_padding_changes_nothing[dimenet]",
     "test_smooth_where_a_neighbour_crosses_the_cutoff[dimenet]",
     *(f"test_energy_and_forces_alone_are_those_with_the_stress[{n}]" for n in ("dimenet", "descriptor_mlp", "bonded")),
+    "test_samples_and_replicas_are_treated_run_by_run[adf]",
     "test_relaxation_of_the_cell_finds_the_crystal",
     "test_full_batch_references_sample_the_cold_posterior[nuts]",
     "test_what_cannot_be_counted_is_refused[wrong2-must have the shape]",
@@ -51,6 +54,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.name in SLOW_MEMBERS:
             item.add_marker("slow")
+
+
+def pytest_collection_finish():
+    """The collector of garbage need not look through all modules again and again: a twelfth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,8 @@ def alternate(*algorithms: Algorithm, steps: Sequence[int] | None = None) -> Alg
 
     Raises:
         ValueError: for no algorithm, different potentials, or ``steps`` that are not one positive number for each; at
-            the start, for a sampler that remembers. The size of a minibatch must be a multiple of each of ``steps``.
+            the start, for a sampler of this library that remembers, and for ``alternate``. The size of a minibatch
+            must be a multiple of each of ``steps``.
 
     Reference: Röcken and Zavadlav, *npj Comput. Mater.* 10, 69 (2024).
     """
@@ -82,11 +83,15 @@ def _several(algorithm: Algorithm, turn: int, key: Key, state, batch: Batch):
     if turn == 1:
         return algorithm.step(key, state, batch)
     keys = jax.random.split(key, turn)
-    if all(x.size == 0 for x in jax.tree.leaves(batch)):  # what infer hands out in the place of None
-        state, infos = jax.lax.scan(lambda state, k: algorithm.step(k, state, batch), state, keys)
-        return state, jax.tree.map(lambda x: x[-1], infos)
-    if (frames := length(batch)) % turn:
-        raise ValueError(f"{turn} steps in turn need a batch_size that is a multiple of it. Got {frames} frames.")
-    parts = jax.tree.map(lambda x: x.reshape(turn, frames // turn, *x.shape[1:]), batch)
-    state, infos = jax.lax.scan(lambda state, each: algorithm.step(each[0], state, each[1]), state, (keys, parts))
+    parts = None
+    if any(x.size for x in jax.tree.leaves(batch)):  # there are frames: infer hands out empty arrays in place of None
+        if (frames := length(batch)) % turn:
+            raise ValueError(f"{turn} steps in turn need a batch_size that is a multiple of it. Got {frames} frames.")
+        parts = jax.tree.map(lambda x: x.reshape(turn, frames // turn, *x.shape[1:]), batch)
+
+    def one(state, each):
+        k, part = each
+        return algorithm.step(k, state, batch if part is None else part)
+
+    state, infos = jax.lax.scan(one, state, (keys, parts))
     return state, jax.tree.map(lambda x: x[-1], infos)

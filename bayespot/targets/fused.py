@@ -21,9 +21,9 @@ def fused(*targets: Target) -> Target:
 
     Args:
         targets: e.g. ``force_matching(…)`` and ``difftre(…)``, in any number; those that score frames score the same
-            (``with_frames`` lets one score others; equal numbers of different frames are not noticed). The prior of the
-            potential belongs into one of them only. Two that learn a σ of the same name share it, and its own prior
-            counts twice; what one holds fixed stays so.
+            (``with_frames`` lets one score others; equal numbers of different frames are not noticed, nor subsets that
+            hold different values). The prior of the potential belongs into one of them only. Two that learn a σ of the
+            same name share it, and its own prior counts twice; what one holds fixed stays so.
 
     Returns:
         A target with the data of those that have any; where none has, its size is 1 and its value the whole log density
@@ -99,10 +99,9 @@ def _check_gradients(gradients, params: Params) -> None:
 
 
 def _joined(starts: list[Params]) -> Params:
-    """What any of the targets starts from: by the first that has it, but all scales that are learned."""
-    noises = [start["noise"] for start in starts if "noise" in start]
-    out = reduce(_merged, starts)
-    return out | {"noise": _scales(noises)} if noises else out
+    """What any of the targets starts from, by the first that has it."""
+    _check_scales([start["noise"] for start in starts if "noise" in start])
+    return reduce(_merged, starts)
 
 
 def _merged(first: Params, other: Params) -> Params:
@@ -111,14 +110,11 @@ def _merged(first: Params, other: Params) -> Params:
     return other | first | both
 
 
-def _scales(noises: list[Params]) -> Params:
-    """The scales that any target learns."""
-    out: dict = {}
+def _check_scales(noises: list[Params]) -> None:
+    seen: dict = {}
     for name, x in (pair for noise in noises for pair in noise.items()):
-        if jax.tree.structure(out.setdefault(name, x)) != jax.tree.structure(x):
+        if jax.tree.structure(seen.setdefault(name, x)) != jax.tree.structure(x):
             raise ValueError(
                 f"Targets that learn a σ of {name} share it. Got one for all species and one for each, or other "
                 "species. Give all of them the same Noise, or keep one with learn='fixed'."
             )
-        out[name] = x
-    return out

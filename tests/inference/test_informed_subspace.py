@@ -117,6 +117,7 @@ def test_of_a_part_of_the_parameters(key):
     np.testing.assert_allclose(few.strengths, np.linalg.svd((SLOPES / np.sqrt(PRECISION))[:, :2])[1])
 
 
+@pytest.mark.slow
 def test_a_spring_that_is_known(key):
     """⟨x²⟩ = kT/k + c². Over 12 seeds, 100 runs had relative standard deviations of 0.02 and 0.03."""
     k, c = 2.0, 0.3

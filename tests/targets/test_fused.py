@@ -135,7 +135,7 @@ def test_sites_of_a_model_are_parameters_beside_an_experiment(key, parts):
     ours = target.init(jax.random.clone(key), params)
     value, gradient, *_ = jax.jit(target.value_and_grad)(jax.random.key(7), params, ours, data)
     keys = jax.random.split(jax.random.key(7), 2)
-    one = of_model.value_and_grad(keys[0], params, (), data)
+    one = jax.jit(of_model.value_and_grad)(keys[0], params, (), data)
     other = jax.jit(states[0].value_and_grad)(keys[1], params, ours[1], data)
     np.testing.assert_allclose(value, one[0] + other[0] / 6, rtol=1e-9)
     np.testing.assert_allclose(gradient["scale"], one[1]["scale"], rtol=1e-9)
@@ -161,6 +161,7 @@ def test_starts_are_joined_level_by_level():
         "noise": {"energy": 4.0, "forces": 9.0},
     }
     assert _joined([{"potential": {"k": 1.0}}]) == {"potential": {"k": 1.0}}
+    assert _joined([{"noise": {"energy": x}} for x in (1.0, 2.0)]) == {"noise": {"energy": 1.0}}  # by the first
 
 
 def test_targets_of_different_labels_have_their_scales_side_by_side(key, parts):

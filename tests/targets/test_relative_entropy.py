@@ -99,6 +99,7 @@ def _moved(params, name, change):
     return {"potential": {**params["potential"], name: params["potential"][name] + change}, "noise": {}}
 
 
+@pytest.mark.slow
 def test_the_value_does_not_drift_while_parameters_follow_noisy_gradients(key, data):
     """100 steps, each by 0.05 of the gradient, whose noise of ten frames has a square of 2.
 
@@ -157,7 +158,8 @@ def test_failed_simulations_inform_of_nothing(key, data):
     target = target_of(data, normal(0.5, skip=()), steps=400, max_kT=1.0)
     with pytest.raises(ValueError, match="simulations with these parameters must be sound"):
         informed_subspace(key, target, springs(), runs=2, progress=False)
-    value, gradient, _, info = target.value_and_grad(key, springs(), target.init(key, springs()), data)
+    state = target.init(key, springs())
+    value, gradient, _, info = jax.jit(target.value_and_grad)(key, springs(), state, data)
     assert info["simulation_status"] == Status.UNSTABLE
     assert np.isnan(value)
     assert np.isnan(gradient["potential"]["log_k"])
