@@ -60,7 +60,7 @@ def pytest_collection_finish():
     """The collector of garbage need not look through all modules again and again: a twelfth of the time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(50_000, 20, 10)
 
 
 @pytest.fixture(scope="module")
