@@ -12,6 +12,8 @@ import pytest
 # Tests start Python anew many times; without bytecode each would compile all modules again, for some seconds.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# The workers share the cores already: a program compiled in one piece takes less of them.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_parallel_codegen_split_count=1"
 
 jaxtyping.install_import_hook("bayespot", "beartype.beartype")  # before anything imports the package
 
@@ -28,7 +30,11 @@ collect_ignore = ["benchmarks"]  # programs, which set JAX up as they need it
 
 # Of these tests of contracts one member each takes seconds to compile: it runs with the slow tests.
 SLOW_MEMBERS = (
-    "test_translation_changes_nothing_and_rotation_turns_the_forces[dimenet-crystal]",
+    *(
+        f"test_translation_changes_nothing_and_rotation_turns_the_forces[{n}]"
+        for n in ("dimenet-crystal", "dimenet-molecule", "bonded-crystal")
+    ),
+    "test_small_cell_equals_its_supercell[dimenet-repeat0]",
     "test_vmap_over_parameters_equals_a_loop[dimenet]",
     "test_float32_agrees_with_float64[dimenet]",
     "test_float32_agrees_with_float64[bonded]",

@@ -64,12 +64,13 @@ def test_the_curvature_is_the_unit_matrix_and_the_way_back_exact(key):
     np.testing.assert_array_equal(few.params["coordinates"], np.zeros(2))
     np.testing.assert_allclose(few.strengths, np.linalg.svd(SLOPES / np.sqrt(PRECISION))[1])
 
+    @jax.jit
     def value(z):
         return few.target.value_and_grad(key, {"coordinates": z}, jnp.zeros(()), None)[0]
 
     z = jnp.asarray([0.4, -1.0])
-    np.testing.assert_allclose(-jax.hessian(value)(z), np.eye(2), atol=1e-9)
-    _, gradient, state, info = few.target.value_and_grad(key, {"coordinates": z}, jnp.zeros(()), None)
+    np.testing.assert_allclose(-jax.jit(jax.hessian(value))(z), np.eye(2), atol=1e-9)
+    _, gradient, state, info = jax.jit(few.target.value_and_grad)(key, {"coordinates": z}, jnp.zeros(()), None)
     np.testing.assert_allclose(gradient["coordinates"], jax.grad(value)(z), rtol=1e-9)
     assert (state, set(info)) == (1, {"seen"})
     drawn = replace(as_samples({"z": z[None]}, {}), params={"coordinates": z[None]})

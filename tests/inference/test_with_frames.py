@@ -15,7 +15,7 @@ from bayespot.inference.replica_exchange import replica_exchange
 from bayespot.inference.schedules import constant, cosine
 from bayespot.inference.sgld import sgld
 from bayespot.inference.subset import subset
-from bayespot.inference.target import initial
+from bayespot.inference.target import frames_scored, initial
 from bayespot.inference.with_frames import with_frames
 from bayespot.potentials.teacher import label
 from bayespot.records.system import system
@@ -114,9 +114,15 @@ def test_estimates_are_refused_where_a_value_must_be_exact(sets):
         optimise(noisy, optax.sgd(1e-3), min_share=0.5)
 
 
-@pytest.mark.parametrize(
-    "name", ["sggmc", *(pytest.param(n, marks=pytest.mark.slow) for n in ("amagold", "replica_exchange"))]
-)
+def test_frames_that_count_are_those_inside(sets):
+    data, first, second = sets
+    assert frames_scored(first, data[:2]) == 2
+    assert frames_scored(with_frames(second, data[6:]), None) == 3
+    assert frames_scored(fused(first, with_frames(second, data[6:])), data[:6]) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sggmc", "amagold", "replica_exchange"])
 def test_samplers_that_compare_values_take_all_frames(key, sets, name):
     """Draws are those on the same data from outside."""
     data, first, _ = sets
