@@ -168,7 +168,11 @@ def references(
         return weights_of((found - state.energy).reshape(run.replicas, -1), run.ensemble.kT)
 
     def refreshed(key: Key, params: Params, state: ReferenceState):
-        found, slopes = frames.slopes(params, state)
+        # Frames that are replaced whatever their weights need no slopes; reseeding asks for their energies.
+        certain = (state.simulations == 0) | (state.age >= run.max_age) | (run.min_share > 1)
+        found, slopes = jax.lax.cond(
+            any_together(~certain) | run.reseed, frames.slopes, partial(_unknown, frames.slopes), params, state
+        )
         weight = weights(found, state)
         worn = ~(share_of(weight) >= run.min_share) | (state.age >= run.max_age)
         # Where a simulation failed there is nothing to go on from.
@@ -190,6 +194,11 @@ def references(
         return share_of(weights(frames.energies(params, state), state))
 
     return References(init, refreshed, share)
+
+
+def _unknown(function: Callable, *arguments) -> PyTree:
+    """What the function returns, but not a number."""
+    return jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(function, *arguments))
 
 
 def outdated(state: ReferenceState, run: ReferenceRun) -> ReferenceState:
