@@ -83,7 +83,10 @@ def test_set_up_commands():
     assert "python3 -m pip install uv && python3 -m uv run pytest\n" in text
 
 
-@pytest.mark.parametrize("page", [README, README.parent / "CONTRIBUTING.md", *DOCS.rglob("*.md")], ids=lambda p: p.name)
+PAGES = [README, README.parent / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert "://" in target or (page.parent / target).exists(), f"{page} links to {target}, which does not exist"

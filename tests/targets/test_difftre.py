@@ -115,8 +115,7 @@ def crystal_target(observables, run_of):
     return potential, difftre(potential, run, observables(potential, kT))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("asking", [False, True])
+@pytest.mark.parametrize("asking", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradients_through_energy_stress_and_potential_are_those_of_differences(asking, key):
     def observables(potential, kT):
         told = {

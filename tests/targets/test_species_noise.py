@@ -65,8 +65,7 @@ def density(data, sigma: dict[int, float], dof: float | None) -> float:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dof", [4.0, None])
+@pytest.mark.parametrize("dof", [4.0, pytest.param(None, marks=pytest.mark.slow)])
 def test_log_posterior_is_the_sum_by_hand(data, dof):
     few, means, sigma = data[:5], {8: 0.2, 14: 0.1}, {8: 0.25, 14: 0.07}
     target = force_matching(POTENTIAL, few, flat(), Noise(None, means, dof=dof))
