@@ -4,13 +4,16 @@ Liquid argon (Lennard-Jones, 108 atoms, 100 K) and liquid silicon (Stillinger–
 holds frames of a run of the teacher with noisy energies and forces; what is learned is the teacher's own form. The
 posteriors: an ensemble of fits to labels with further noise, and SGHMC. The controls: the parameters of each sample
 pulled to the posterior mean until a quarter of their distance is left, and a model that cannot be right (argon with a
-cutoff of 4.5 Å, silicon whose three-body term is a tenth too weak). On a GPU all samples of all sets go at once.
+cutoff of 4.5 Å, silicon whose three-body term is a tenth too weak). On a GPU all samples of all sets go at once; what
+suits a CPU better, the data and their posteriors, can be made elsewhere and kept in a file.
 """
 
 import argparse
+import pickle
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -188,6 +191,37 @@ def shrunk(samples: bp.PosteriorSamples, factor: float = 0.25) -> bp.PosteriorSa
     return replace(samples, params=params)
 
 
+def made(chosen, problem: Problem, keys) -> dict:
+    """The liquid to start from, and by posterior the parameters of the samples of every data set."""
+    begin = time.perf_counter()
+    problem = melted(keys[5], problem)
+    sets = data_sets(keys[1], problem, chosen.sets)
+    stage(begin, "data sets")
+    with jax.default_device(jax.devices("cpu")[0]):  # a few parameters and frames: small work
+        kinds = (chosen.only,) if chosen.only else POSTERIORS
+        found = posteriors_of(keys[2], problem, problem.model, sets, kinds, chosen.samples)
+        if not chosen.only:
+            found |= {f"{n} shrunk": [shrunk(s) for s in samples] for n, samples in found.items()}
+            wrong = posteriors_of(keys[3], problem, problem.wrong, sets, ("ensemble",), chosen.samples)
+            found["wrong model"] = wrong["ensemble"]
+    stage(begin, "posteriors")
+    params = {
+        name: [jax.tree.map(np.asarray, s.params["potential"]) for s in samples] for name, samples in found.items()
+    }
+    return {"position": np.asarray(problem.start.position), "params": params}
+
+
+def kept(chosen, problem: Problem, keys) -> dict | None:
+    """``made``, from the file where there is one; nothing where it was just written."""
+    if not chosen.posteriors:
+        return made(chosen, problem, keys)
+    file = Path(chosen.posteriors)
+    if file.exists():
+        return pickle.loads(file.read_bytes())
+    file.write_bytes(pickle.dumps(made(chosen, problem, keys)))
+    return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--teacher", choices=["argon", "silicon"], default="argon")
@@ -197,32 +231,32 @@ def main() -> None:
     parser.add_argument("--length", type=float, default=30.0, help="of a run [ps]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", help="file for the curves")
+    parser.add_argument("--posteriors", help="file of samples: is read, or else written, and nothing more done")
     chosen = parser.parse_args()
     problem = {"argon": argon, "silicon": silicon}[chosen.teacher](chosen.length)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(17), chosen.seed), 6)
+    ready = kept(chosen, problem, keys)
+    if ready is not None:
+        problem = problem._replace(start=replace(problem.start, position=jnp.asarray(ready["position"])))
+        study(chosen, problem, ready["params"], keys)
+
+
+def study(chosen, problem: Problem, posteriors: dict[str, list], keys) -> None:
+    """Run every sample of every set, and count how often the intervals contain what the teacher shows."""
     begin = time.perf_counter()
-    problem = melted(keys[5], problem)
     true, errors = truth(keys[0], problem, 4 * chosen.samples)
     report("coverage_study_truth", teacher=chosen.teacher, **{f"{k}_error": v for k, v in errors.items()})
     stage(begin, "truth")
-    sets = data_sets(keys[1], problem, chosen.sets)
-    stage(begin, "data sets")
-    with jax.default_device(jax.devices("cpu")[0]):  # a few parameters and frames: small work
-        kinds = (chosen.only,) if chosen.only else POSTERIORS
-        posteriors = posteriors_of(keys[2], problem, problem.model, sets, kinds, chosen.samples)
-        runs = {name: (problem.model, found) for name, found in posteriors.items()}
-        if not chosen.only:
-            runs |= {f"{n} shrunk": (problem.model, [shrunk(s) for s in found]) for n, found in posteriors.items()}
-            wrong = posteriors_of(keys[3], problem, problem.wrong, sets, ("ensemble",), chosen.samples)
-            runs["wrong model"] = problem.wrong, wrong["ensemble"]
-    stage(begin, "posteriors")
     studies = {}
-    for n, (name, (model, found)) in enumerate(runs.items()):
-        studies[name] = study = bp.coverage_study(
-            jax.random.fold_in(keys[4], n), model, found, problem.start, problem.ensemble, problem.observables, true,
+    for n, (name, params) in enumerate(posteriors.items()):
+        model = problem.wrong if name == "wrong model" else problem.model
+        samples = [bp.as_samples(one, model.spec) for one in params[: chosen.sets]]
+        studies[name] = found = bp.coverage_study(
+            jax.random.fold_in(keys[4], n), model, samples, problem.start, problem.ensemble, problem.observables, true,
             steps=problem.steps, every=problem.every, equilibration=problem.equilibration, progress=False,
         )  # fmt: skip
-        told(chosen.teacher, name, study)
+        stage(begin, name)
+        told(chosen.teacher, name, found)
     if chosen.figure:
         draw(chosen.teacher, studies, chosen.figure)
 

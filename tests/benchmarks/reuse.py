@@ -4,8 +4,10 @@ The posterior is Laplace's, of parameters that were fitted to noisy labels of a 
 makes it as wide as that of a network with few data: the total energies of a frame differ between samples by half of kT
 and more. Runs of some of the samples (or of the mode), together an eighth as long as those of all samples, serve the
 samples that they can, the others get a run each; that is compared with a run for each sample. Both are made from the
-same samples, so that only the sampling errors differ: the means should differ by about one standard error (root mean
-square of z near 1, 68 % below 1). Widths are compared where both resolve the parametric spread.
+same samples, so that only the sampling errors differ. The difference of the means is told in two units: the standard
+error of the rerun interval, parametric and sampling, which must be larger; and the standard error of the difference
+itself, z, whose root mean square is 1 where the sampling errors are what they claim to be (68 % below 1). Widths are
+compared where both resolve the parametric spread.
 """
 
 import argparse
@@ -102,9 +104,12 @@ def compared(reused: bp.Interval, rerun: bp.Interval) -> dict[str, float]:
     reused, rerun = (take(replace(x, coordinate=x.mean), points) for x in (reused, rerun))
     clear = rerun.resolved & reused.resolved
     z = (reused.mean - rerun.mean) / np.hypot(reused.std_sampling, rerun.std_sampling)
+    shift = np.abs(reused.mean - rerun.mean) / np.hypot(rerun.std_model, rerun.std_sampling)
     ratio = ((reused.upper - reused.lower) / (rerun.upper - rerun.lower))[clear]
     error = reused.std_sampling / rerun.std_sampling
     numbers = {
+        "largest_shift": shift.max(),
+        "within_error_bar": (shift <= 1).mean(),
         "rms_z": np.sqrt((z**2).mean()),
         "within_1_error": (np.abs(z) <= 1).mean(),
         "error_ratio": np.median(error),
