@@ -34,7 +34,7 @@ def msd(duration: float, every: float, species: int | None = None) -> Observable
 
     Raises:
         ValueError: for times that are not positive; in ``observe`` for another spacing of the frames, an absent
-            species, or blocks not longer than ``duration``; on weights that are not equal.
+            species, or a run not longer than ``duration``; on weights that are neither equal nor zero.
     """
     if every <= 0 or duration < every:
         raise ValueError(f"msd needs 0 < every ≤ duration. Got every={every}, duration={duration}.")
@@ -48,9 +48,10 @@ def msd(duration: float, every: float, species: int | None = None) -> Observable
 
     def combine(values: Float[Array, "T N 4"], weights: Weights) -> Float[Array, "lags"]:
         _require_equal(weights, name)
-        return _over_origins(values, np.arange(lags + 1), lambda a, b: (a - b) ** 2, name)
+        return _over_origins(values, weights, np.arange(lags + 1), lambda a, b: (a - b) ** 2)
 
-    return _of_runs(frame, combine, name, "Å²", every, species, np.arange(lags + 1) * every / units.ps, "lag time [ps]")
+    times = np.arange(lags + 1) * every / units.ps
+    return _of_runs(frame, combine, name, "Å²", every, species, lags, times, "lag time [ps]")
 
 
 def diffusion(start: float, stop: float, every: float, species: int | None = None) -> Observable:
@@ -96,10 +97,10 @@ def diffusion(start: float, stop: float, every: float, species: int | None = Non
 
     def combine(values: Float[Array, "T N 4"], weights: Weights) -> Float[Array, ""]:
         _require_equal(weights, name)
-        squared = _over_origins(values, lags, lambda a, b: (a - b) ** 2, name)
+        squared = _over_origins(values, weights, lags, lambda a, b: (a - b) ** 2)
         return jnp.asarray(slope, squared.dtype) @ squared / 6.0
 
-    return _of_runs(msd(stop, every, species).frame, combine, name, "Å²/ps", every, species)
+    return _of_runs(msd(stop, every, species).frame, combine, name, "Å²/ps", every, species, int(lags[-1]))
 
 
 def vacf(duration: float, every: float, species: int | None = None) -> Observable:
@@ -134,10 +135,10 @@ def vacf(duration: float, every: float, species: int | None = None) -> Observabl
 
     def combine(values: Float[Array, "T N 4"], weights: Weights) -> Float[Array, "lags"]:
         _require_equal(weights, name)
-        products = _over_origins(values, lags, lambda a, b: a * b, name)
+        products = _over_origins(values, weights, lags, lambda a, b: a * b)
         return products / products[0]
 
-    return _of_runs(frame, combine, name, "", every, species, lags * every / units.ps, "lag time [ps]")
+    return _of_runs(frame, combine, name, "", every, species, int(lags[-1]), lags * every / units.ps, "lag time [ps]")
 
 
 def vibrational_density_of_states(duration: float, every: float, species: int | None = None) -> Observable:
@@ -175,10 +176,10 @@ def vibrational_density_of_states(duration: float, every: float, species: int | 
         return 2.0 * step * jnp.fft.rfft(jnp.concatenate([damped, damped[-2:0:-1]])).real
 
     frequencies = np.arange(lags + 1) / (2 * lags * step)
-    return _of_runs(correlation.frame, combine, name, "1/THz", every, species, frequencies, "frequency [THz]")
+    return _of_runs(correlation.frame, combine, name, "1/THz", every, species, lags, frequencies, "frequency [THz]")
 
 
-def _of_runs(frame, combine, name, unit, every, species, coordinate=None, axis="") -> Observable:
+def _of_runs(frame, combine, name, unit, every, species, reach, coordinate=None, axis="") -> Observable:
     """An observable of evenly spaced frames, which ``prepare`` checks."""
 
     def prepare(trajectories: Trajectory) -> Observable:
@@ -187,7 +188,7 @@ def _of_runs(frame, combine, name, unit, every, species, coordinate=None, axis="
         return observable._replace(prepare=None)
 
     coordinate = np.zeros(0) if coordinate is None else coordinate
-    observable = Observable(frame, combine, name, unit, coordinate, axis, prepare)
+    observable = Observable(frame, combine, name, unit, coordinate, axis, prepare, reach=reach)
     return observable
 
 
@@ -199,28 +200,25 @@ def _about_centre(system: System, vectors: Float[Array, "N 3"]) -> Float[Array, 
     return jnp.where(real, vectors - centre, 0.0)
 
 
-def _over_origins(values: Float[Array, "T N 4"], lags: np.ndarray, function: Callable, name: str):
-    """Mean over all time origins and, by the weights in the last column, atoms of a function of two instants."""
-    frames, longest = values.shape[0], int(lags[-1])
-    if frames <= longest:
-        raise ValueError(
-            f"{name} up to {longest} frames needs runs and blocks of more than {longest} frames. Got {frames}. "
-            "Shorten the longest lag time, use fewer `blocks`, or run longer."
-        )
+def _over_origins(values: Float[Array, "T N 4"], weights: Weights, lags: np.ndarray, function: Callable):
+    """Mean over all time origins with a weight and, by the weights in the last column, atoms of a function of two
+    instants."""
+    frames, origin = values.shape[0], np.asarray(weights) > 0
     x, share = values[..., :3], values[0, :, 3] / values[0, :, 3].sum()
 
     def at(lag):
         products = function(jnp.roll(x, -lag, axis=0), x).sum(-1) @ share
-        return jnp.where(jnp.arange(frames) < frames - lag, products, 0.0).sum() / (frames - lag)
+        counts = origin & (jnp.arange(frames) < frames - lag)
+        return jnp.where(counts, products, 0.0).sum() / counts.sum()
 
     return jax.lax.map(at, jnp.asarray(lags))
 
 
 def _require_equal(weights, name: str) -> None:
-    if isinstance(weights, Tracer) or not np.allclose(weights, np.mean(weights), rtol=1e-6, atol=0):
+    if isinstance(weights, Tracer) or not np.allclose(w := weights[weights > 0], np.mean(w), rtol=1e-6, atol=0):
         raise ValueError(
             f"{name} is a property of the dynamics, which reweighting of frames cannot treat: the weights must be "
-            "equal and known before tracing. Simulate with the potential in question instead."
+            "equal or zero, and known before tracing. Simulate with the potential in question instead."
         )
 
 

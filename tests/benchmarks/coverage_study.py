@@ -5,11 +5,10 @@ holds frames of a run of the teacher with noisy energies and forces; what is lea
 posteriors: an ensemble of fits to labels with further noise, and SGHMC. The controls: the parameters of each sample
 pulled to the posterior mean until a quarter of their distance is left, and a model that cannot be right (argon with a
 cutoff of 4.5 Å, silicon whose three-body term is a tenth too weak). On a GPU all samples of all sets go at once; what
-suits a CPU better, the data and their posteriors, can be made elsewhere and kept in a file.
+suits a CPU better, the data and their posteriors, can be made elsewhere and kept in a file (``--posteriors x.npz``).
 """
 
 import argparse
-import pickle
 import sys
 import time
 from functools import partial
@@ -23,7 +22,7 @@ from ase.build import bulk
 
 import bayespot as bp
 from bayespot import units
-from bayespot.tree import replace
+from bayespot.tree import replace, stack
 from tests.benchmarks.common import report
 
 POSTERIORS = ("ensemble", "sghmc")
@@ -191,8 +190,8 @@ def shrunk(samples: bp.PosteriorSamples, factor: float = 0.25) -> bp.PosteriorSa
     return replace(samples, params=params)
 
 
-def made(chosen, problem: Problem, keys) -> dict:
-    """The liquid to start from, and by posterior the parameters of the samples of every data set."""
+def made(chosen, problem: Problem, keys) -> dict[str, np.ndarray]:
+    """The liquid to start from, and by posterior the parameters and chains of the samples of every data set."""
     begin = time.perf_counter()
     problem = melted(keys[5], problem)
     sets = data_sets(keys[1], problem, chosen.sets)
@@ -205,21 +204,29 @@ def made(chosen, problem: Problem, keys) -> dict:
             wrong = posteriors_of(keys[3], problem, problem.wrong, sets, ("ensemble",), chosen.samples)
             found["wrong model"] = wrong["ensemble"]
     stage(begin, "posteriors")
-    params = {
-        name: [jax.tree.map(np.asarray, s.params["potential"]) for s in samples] for name, samples in found.items()
-    }
-    return {"position": np.asarray(problem.start.position), "params": params}
+    numbers = {"start": np.asarray(problem.start.position)}
+    for name, samples in found.items():
+        stacked = stack([s.params["potential"] | {"chain": s.chain} for s in samples])
+        numbers |= {f"{name}/{k}": np.asarray(x) for k, x in stacked.items()}
+    return numbers
 
 
 def kept(chosen, problem: Problem, keys) -> dict | None:
     """``made``, from the file where there is one; nothing where it was just written."""
     if not chosen.posteriors:
         return made(chosen, problem, keys)
-    file = Path(chosen.posteriors)
-    if file.exists():
-        return pickle.loads(file.read_bytes())
-    file.write_bytes(pickle.dumps(made(chosen, problem, keys)))
+    if Path(chosen.posteriors).exists():
+        return dict(np.load(chosen.posteriors))
+    np.savez(chosen.posteriors, **made(chosen, problem, keys))
     return None
+
+
+def samples_of(numbers: dict, name: str, spec, sets: int) -> list[bp.PosteriorSamples]:
+    """The samples of the first data sets."""
+    own = {k.split("/")[1]: x for k, x in numbers.items() if k.startswith(f"{name}/")}
+    chain = own.pop("chain")
+    one = [bp.as_samples({k: x[n] for k, x in own.items()}, spec) for n in range(min(sets, len(chain)))]
+    return [replace(s, chain=jnp.asarray(chain[n])) for n, s in enumerate(one)]
 
 
 def main() -> None:
@@ -227,6 +234,7 @@ def main() -> None:
     parser.add_argument("--teacher", choices=["argon", "silicon"], default="argon")
     parser.add_argument("--only", choices=POSTERIORS, help="one posterior, without controls")
     parser.add_argument("--sets", type=int, default=20)
+    parser.add_argument("--controls", type=int, default=20, help="data sets of the controls, at most")
     parser.add_argument("--samples", type=int, default=12, help="of each posterior")
     parser.add_argument("--length", type=float, default=30.0, help="of a run [ps]")
     parser.add_argument("--seed", type=int, default=0)
@@ -237,20 +245,20 @@ def main() -> None:
     keys = jax.random.split(jax.random.fold_in(jax.random.key(17), chosen.seed), 6)
     ready = kept(chosen, problem, keys)
     if ready is not None:
-        problem = problem._replace(start=replace(problem.start, position=jnp.asarray(ready["position"])))
-        study(chosen, problem, ready["params"], keys)
+        start = replace(problem.start, position=jnp.asarray(ready.pop("start")))
+        study(chosen, problem._replace(start=start), ready, keys)
 
 
-def study(chosen, problem: Problem, posteriors: dict[str, list], keys) -> None:
+def study(chosen, problem: Problem, posteriors: dict[str, np.ndarray], keys) -> None:
     """Run every sample of every set, and count how often the intervals contain what the teacher shows."""
     begin = time.perf_counter()
     true, errors = truth(keys[0], problem, 4 * chosen.samples)
     report("coverage_study_truth", teacher=chosen.teacher, **{f"{k}_error": v for k, v in errors.items()})
     stage(begin, "truth")
     studies = {}
-    for n, (name, params) in enumerate(posteriors.items()):
+    for n, name in enumerate(dict.fromkeys(k.split("/")[0] for k in posteriors)):
         model = problem.wrong if name == "wrong model" else problem.model
-        samples = [bp.as_samples(one, model.spec) for one in params[: chosen.sets]]
+        samples = samples_of(posteriors, name, model.spec, chosen.sets if name in POSTERIORS else chosen.controls)
         studies[name] = found = bp.coverage_study(
             jax.random.fold_in(keys[4], n), model, samples, problem.start, problem.ensemble, problem.observables, true,
             steps=problem.steps, every=problem.every, equilibration=problem.equilibration, progress=False,
