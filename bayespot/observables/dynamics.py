@@ -34,7 +34,7 @@ def msd(duration: float, every: float, species: int | None = None) -> Observable
 
     Raises:
         ValueError: for times that are not positive; in ``observe`` for another spacing of the frames, an absent
-            species, or a run not longer than ``duration``; on weights that are neither equal nor zero.
+            species, or blocks not longer than ``duration``; on weights that are not equal.
     """
     if every <= 0 or duration < every:
         raise ValueError(f"msd needs 0 < every ≤ duration. Got every={every}, duration={duration}.")
@@ -47,11 +47,9 @@ def msd(duration: float, every: float, species: int | None = None) -> Observable
         return jnp.concatenate([_about_centre(system, system.position), share[:, None]], axis=-1)
 
     def combine(values: Float[Array, "T N 4"], weights: Weights) -> Float[Array, "lags"]:
-        _require_equal(weights, name)
-        return _over_origins(values, weights, np.arange(lags + 1), lambda a, b: (a - b) ** 2)
+        return _over_origins(values, weights, np.arange(lags + 1), lambda a, b: (a - b) ** 2, name)
 
-    times = np.arange(lags + 1) * every / units.ps
-    return _of_runs(frame, combine, name, "Å²", every, species, lags, times, "lag time [ps]")
+    return _of_runs(frame, combine, name, "Å²", every, species, np.arange(lags + 1) * every / units.ps, "lag time [ps]")
 
 
 def diffusion(start: float, stop: float, every: float, species: int | None = None) -> Observable:
@@ -96,11 +94,10 @@ def diffusion(start: float, stop: float, every: float, species: int | None = Non
     name = "D" + symbols(None if species is None else (species,))
 
     def combine(values: Float[Array, "T N 4"], weights: Weights) -> Float[Array, ""]:
-        _require_equal(weights, name)
-        squared = _over_origins(values, weights, lags, lambda a, b: (a - b) ** 2)
+        squared = _over_origins(values, weights, lags, lambda a, b: (a - b) ** 2, name)
         return jnp.asarray(slope, squared.dtype) @ squared / 6.0
 
-    return _of_runs(msd(stop, every, species).frame, combine, name, "Å²/ps", every, species, int(lags[-1]))
+    return _of_runs(msd(stop, every, species).frame, combine, name, "Å²/ps", every, species)
 
 
 def vacf(duration: float, every: float, species: int | None = None) -> Observable:
@@ -134,11 +131,10 @@ def vacf(duration: float, every: float, species: int | None = None) -> Observabl
         return jnp.concatenate([_about_centre(system, frame.velocity), weight[:, None]], axis=-1)
 
     def combine(values: Float[Array, "T N 4"], weights: Weights) -> Float[Array, "lags"]:
-        _require_equal(weights, name)
-        products = _over_origins(values, weights, lags, lambda a, b: a * b)
+        products = _over_origins(values, weights, lags, lambda a, b: a * b, name)
         return products / products[0]
 
-    return _of_runs(frame, combine, name, "", every, species, int(lags[-1]), lags * every / units.ps, "lag time [ps]")
+    return _of_runs(frame, combine, name, "", every, species, lags * every / units.ps, "lag time [ps]")
 
 
 def vibrational_density_of_states(duration: float, every: float, species: int | None = None) -> Observable:
@@ -169,17 +165,16 @@ def vibrational_density_of_states(duration: float, every: float, species: int | 
     name = "VDOS" + symbols(None if species is None else (species,))
 
     def combine(values: Float[Array, "T N 4"], weights: Weights) -> Float[Array, "frequencies"]:
-        _require_equal(weights, name)
         damped = correlation.combine(values, weights)
         damped = damped * jnp.asarray(window, damped.dtype)
         # The even continuation makes the transform a trapezoidal sum, and the sum over all frequencies exactly 1.
         return 2.0 * step * jnp.fft.rfft(jnp.concatenate([damped, damped[-2:0:-1]])).real
 
     frequencies = np.arange(lags + 1) / (2 * lags * step)
-    return _of_runs(correlation.frame, combine, name, "1/THz", every, species, lags, frequencies, "frequency [THz]")
+    return _of_runs(correlation.frame, combine, name, "1/THz", every, species, frequencies, "frequency [THz]")
 
 
-def _of_runs(frame, combine, name, unit, every, species, reach, coordinate=None, axis="") -> Observable:
+def _of_runs(frame, combine, name, unit, every, species, coordinate=None, axis="") -> Observable:
     """An observable of evenly spaced frames, which ``prepare`` checks."""
 
     def prepare(trajectories: Trajectory) -> Observable:
@@ -188,7 +183,7 @@ def _of_runs(frame, combine, name, unit, every, species, reach, coordinate=None,
         return observable._replace(prepare=None)
 
     coordinate = np.zeros(0) if coordinate is None else coordinate
-    observable = Observable(frame, combine, name, unit, coordinate, axis, prepare, reach=reach)
+    observable = Observable(frame, combine, name, unit, coordinate, axis, prepare, linked=True)
     return observable
 
 
@@ -200,26 +195,44 @@ def _about_centre(system: System, vectors: Float[Array, "N 3"]) -> Float[Array, 
     return jnp.where(real, vectors - centre, 0.0)
 
 
-def _over_origins(values: Float[Array, "T N 4"], weights: Weights, lags: np.ndarray, function: Callable):
-    """Mean over all time origins with a weight and, by the weights in the last column, atoms of a function of two
-    instants."""
-    frames, origin = values.shape[0], np.asarray(weights) > 0
+def _over_origins(values: Float[Array, "T N 4"], weights: Weights, lags: np.ndarray, function: Callable, name: str):
+    """Mean over time origins and, by the weights in the last column, atoms of a function of two instants.
+
+    All origins where all frames have weights. Otherwise those of a block: each lag has origins of its own, T − lag,
+    and the block has the same part of them as of the frames.
+    """
+    begin, end = (jnp.asarray(x) for x in _origins(weights, lags, name))
     x, share = values[..., :3], values[0, :, 3] / values[0, :, 3].sum()
+    number = jnp.arange(values.shape[0])
 
-    def at(lag):
+    def at(lag, begin, end):
         products = function(jnp.roll(x, -lag, axis=0), x).sum(-1) @ share
-        counts = origin & (jnp.arange(frames) < frames - lag)
-        return jnp.where(counts, products, 0.0).sum() / counts.sum()
+        return jnp.where((begin <= number) & (number < end), products, 0.0).sum() / (end - begin)
 
-    return jax.lax.map(at, jnp.asarray(lags))
+    return jax.lax.map(lambda one: at(*one), (jnp.asarray(lags), begin, end))
 
 
-def _require_equal(weights, name: str) -> None:
-    if isinstance(weights, Tracer) or not np.allclose(w := weights[weights > 0], np.mean(w), rtol=1e-6, atol=0):
+def _origins(weights: Weights, lags: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The first time origin of every lag, and the one after the last."""
+    if isinstance(weights, Tracer) or not _equal_in_a_row(weights := np.asarray(weights)):
         raise ValueError(
             f"{name} is a property of the dynamics, which reweighting of frames cannot treat: the weights must be "
-            "equal or zero, and known before tracing. Simulate with the potential in question instead."
+            "equal and known before tracing. Simulate with the potential in question instead."
         )
+    used = np.flatnonzero(weights)
+    if len(used) <= (longest := int(lags[-1])):
+        raise ValueError(
+            f"{name} up to {longest} frames needs runs and blocks of more than {longest} frames. Got {len(used)}. "
+            "Shorten the longest lag time, use fewer `blocks`, or run longer."
+        )
+    origins = len(weights) - lags.astype(np.int64)
+    return -(-used[0] * origins // len(weights)), -(-(used[-1] + 1) * origins // len(weights))
+
+
+def _equal_in_a_row(weights: np.ndarray) -> bool:
+    used = np.flatnonzero(weights)  # NaN counts as used, and is equal to nothing
+    row = weights[used[0] : used[-1] + 1] if len(used) else weights
+    return np.allclose(row, row.mean(), rtol=1e-6, atol=0)
 
 
 def _require_spacing(trajectories: Trajectory, every: float, name: str) -> None:

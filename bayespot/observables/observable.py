@@ -44,8 +44,8 @@ class Observable(NamedTuple):
 
     Attributes:
         frame: one ``Frame`` → array; traceable, blind to padding.
-        combine: ``(values (T, ...), weights (T,))`` → array. Observables that reweighting cannot treat refuse weights
-            that are neither equal nor zero.
+        combine: ``(values (T, ...), weights (T,))`` → array. Observables that reweighting cannot treat refuse all
+            weights but those of a run or a block: equal for consecutive frames, zero for others.
         name: for tables and figures.
         unit: of the value.
         coordinate: abscissa of the last axis, ``(n,)``; ``(0,)`` for a scalar.
@@ -57,7 +57,8 @@ class Observable(NamedTuple):
         parametric: ``(Frame, parameters)`` → array, in place of ``frame`` where the potential itself must be asked and
             each run has other parameters; ``observe`` takes them from ``samples``.
         spec: of that potential, to be compared with that of the samples.
-        reach: frames that follow the one to which a weight belongs and are needed with it, e.g. the longest lag.
+        linked: whether frames count together with later ones (time correlations). ``combine`` then gets all frames of
+            a run for each block, so that no pair of frames is lost where a block ends.
     """
 
     frame: Callable[[Frame], Array]
@@ -69,7 +70,7 @@ class Observable(NamedTuple):
     prepare: Callable[[Trajectory], Observable] | None = None
     parametric: Callable[[Frame, Params], Array] | None = None
     spec: Spec = MappingProxyType({})
-    reach: int = 0
+    linked: bool = False
 
 
 def observe(
@@ -92,9 +93,9 @@ def observe(
         samples: that drove the runs; they supply the weights, the chains and the parameters for observables that ask
             the potential. Without them all weights are equal and every run is a chain of its own, as in an ensemble.
         blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated;
-            default 4. In observables of the dynamics they are parts of the time origins: what follows an origin may lie
-            in the next block. Of shared frames the few runs must tell that of all samples: default at least 16 in
-            all. A block should be several correlation times long (``block_independence``).
+            default 4. Of shared frames the few runs must tell that of all samples: default at least 16 in all.
+            A block should be several correlation times long (``block_independence``). The later of two frames that
+            count together may lie in the next block.
         discard: frames left out at the start of every run, to equilibrate.
         batch_size: runs treated at once; default 1 on a CPU, as many as its memory holds on an accelerator.
 
@@ -138,12 +139,13 @@ def _run_averages(observable: Observable, runs: Trajectory, params: tuple, block
     """Values ``(S, R, ...)``, blocks ``(S, R, B, ...)`` and status ``(S, R)`` of runs."""
     s, r, t = runs.frames.energy.shape
     blocks = 4 if blocks is None else blocks
-    _check_blocks(observable, t, blocks, discard)
+    _check_blocks(t, blocks, discard)
     kept = replace(runs, frames=jax.tree.map(lambda x: x[:, :, discard:], runs.frames), time=runs.time[..., discard:])
     frame, combine = _prepared(observable, kept)
     size = default_batch_size(s * r) if batch_size is None else batch_size
-    parts = _parts(t - discard, blocks, observable.reach)
-    value, block = within_memory(partial(_averages, kept.frames, params, frame, combine, parts), size)
+    parts = _parts(t - discard, blocks)
+    averages = partial(_averages, kept.frames, params, frame, combine, parts, observable.linked)
+    value, block = within_memory(averages, size)
     return value, block, runs.status
 
 
@@ -160,7 +162,7 @@ def _reused_averages(observable: Observable, reweighted: Reweighted, params: tup
     """
     j, r, t = reweighted.reference.frames.energy.shape
     parts = max(4, -(-16 // (j * r))) if blocks is None else blocks
-    _check_blocks(observable, t, parts, discard)
+    _check_blocks(t, parts, discard)
     if r * parts < 2:
         raise ValueError(f"The error of shared frames needs two blocks of each reference. Got {r} runs of {parts}.")
     size = default_batch_size(len(reweighted.status)) if batch_size is None else batch_size
@@ -188,12 +190,11 @@ def _refuse_fixed_parameters(observable: Observable) -> None:
         )
 
 
-def _check_blocks(observable: Observable, frames: int, blocks: int, discard: int) -> None:
-    if discard < 0 or not 1 <= blocks <= frames - discard - observable.reach:
-        needed = f" and {observable.reach} more for the longest lag of {observable.name}" if observable.reach else ""
+def _check_blocks(frames: int, blocks: int, discard: int) -> None:
+    if not 0 <= discard < frames or not 1 <= blocks <= frames - discard:
         raise ValueError(
-            f"A run must keep at least one frame per block after `discard`{needed}. Got {frames} frames, "
-            f"discard={discard}, blocks={blocks}. Discard less, use fewer blocks, or write more frames."
+            f"A run must keep at least one frame per block after `discard`. Got {frames} frames, discard={discard}, "
+            f"blocks={blocks}. Discard less, use fewer blocks, or write more frames."
         )
 
 
@@ -243,14 +244,13 @@ def _parameters(observable: Observable, samples: PosteriorSamples | None) -> tup
     return (samples.params["potential"],)
 
 
-def _parts(frames: int, blocks: int, reach: int = 0) -> tuple[tuple[int, int, int], ...]:
-    """Of every block the first frame with a weight, the first without one, and the end of what these need."""
-    edges = np.linspace(0, frames - reach, blocks + 1).round().astype(int)
-    return tuple((int(a), int(b), int(b) + reach) for a, b in pairwise(edges))
+def _parts(frames: int, blocks: int) -> tuple[tuple[int, int], ...]:
+    edges = np.linspace(0, frames, blocks + 1).round().astype(int)
+    return tuple((int(a), int(b)) for a, b in pairwise(edges))
 
 
-@partial(jax.jit, static_argnames=("frame", "combine", "parts", "batch_size"))
-def _averages(runs: Frame, params: tuple, frame, combine, parts, batch_size):
+@partial(jax.jit, static_argnames=("frame", "combine", "parts", "linked", "batch_size"))
+def _averages(runs: Frame, params: tuple, frame, combine, parts, linked, batch_size):
     """Averages over whole runs ``(S, R, ...)`` and over their parts ``(S, R, B, ...)``; frames of a run one by one."""
     s, r = runs.energy.shape[:2]
 
@@ -258,13 +258,14 @@ def _averages(runs: Frame, params: tuple, frame, combine, parts, batch_size):
         own = take(params, number)
         values = jax.lax.map(lambda one: frame(one, *own), frames)
 
-        def over(start, stop, end):
-            weights = np.full(end - start, 1.0 / (stop - start))
-            weights[stop - start :] = 0.0
-            return combine(values[start:end], weights)
+        def over(start, stop):
+            if linked:
+                weights = np.zeros(len(values))
+                weights[start:stop] = 1.0 / (stop - start)
+                return combine(values, weights)
+            return combine(values[start:stop], np.full(stop - start, 1.0 / (stop - start)))
 
-        frames_of_run = parts[-1][2]
-        return over(0, frames_of_run, frames_of_run), jnp.stack([over(*part) for part in parts])
+        return over(0, parts[-1][1]), jnp.stack([over(*part) for part in parts])
 
     each: Callable = jax.vmap(run, in_axes=(0, 0, None))
     flat = jax.tree.map(lambda x: x.reshape(s * r, *x.shape[2:]), (runs, jnp.repeat(jnp.arange(s), r)))

@@ -14,8 +14,8 @@ class Observed:
 
     Attributes:
         value: averages over each run, ``(S, R, ...)``.
-        blocks: averages over ``B`` consecutive parts of each run, ``(S, R, B, ...)``; their spread tells the sampling
-            error, also of a single replica.
+        blocks: averages over ``B`` consecutive parts of each run, of time origins where frames are correlated,
+            ``(S, R, B, ...)``; their spread tells the sampling error, also of a single replica.
         coordinate: abscissa of the last axis, e.g. the distances of an RDF ``(S, n)``, or ``(S, 0)`` for a scalar.
         status: of the runs, ``(S, R)``.
         log_weight: of the posterior samples, ``(S,)``.

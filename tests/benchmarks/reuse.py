@@ -4,10 +4,10 @@ The posterior is Laplace's, of parameters that were fitted to noisy labels of a 
 makes it as wide as that of a network with few data: the total energies of a frame differ between samples by half of kT
 and more. Runs of some of the samples (or of the mode), together an eighth as long as those of all samples, serve the
 samples that they can, the others get a run each; that is compared with a run for each sample. Both are made from the
-same samples, so that only the sampling errors differ. The difference of the means is told in two units: the standard
-error of the rerun interval, parametric and sampling, which must be larger; and the standard error of the difference
-itself, z, whose root mean square is 1 where the sampling errors are what they claim to be (68 % below 1). Widths are
-compared where both resolve the parametric spread.
+same samples, so that only the sampling errors differ. The difference of the means is told in two units: the error of
+the rerun interval, parametric and sampling, in which it must be small; and its own standard error, z, whose root mean
+square over many seeds is 1 where the sampling errors are what they claim to be (68 % below 1). Widths are compared
+where both resolve the parametric spread.
 """
 
 import argparse

@@ -198,7 +198,7 @@ def test_samples_and_replicas_are_treated_run_by_run(observable):
     assert got.blocks.shape[:3] == (3, 2, 2)
     one_by_one = np.stack([value(observable, run) for run in runs]).reshape(got.value.shape)
     np.testing.assert_allclose(got.value, one_by_one, rtol=1e-12, atol=1e-14)
-    if observable.reach:  # blocks are no runs of their own: test_dynamics
+    if observable.linked:  # blocks are no runs of their own: test_dynamics
         return
     halves = [jax.tree.map(lambda x: x[:4], runs[3].frames), jax.tree.map(lambda x: x[4:], runs[3].frames)]
     for b, half in enumerate(halves):
