@@ -72,7 +72,7 @@ _NAMES = {
     "simulation.reweight": "reweight",
     "trajectory_files": "write_trajectory read_trajectory thin",
     "observables.observable": "Observable observe",
-    "observables.structure": "rdf adf coordination tetrahedral_order",
+    "observables.structure": "rdf shell_averages adf coordination tetrahedral_order",
     "observables.thermodynamics": "temperature energy_per_atom kinetic_energy pressure stress_tensor density",
     "observables.fluctuations": "heat_capacity compressibility thermal_expansion",
     "observables.elasticity": "elastic_constants",

@@ -74,6 +74,42 @@ def rdf(r_max: float, bins: int = 100, pair: tuple[int, int] | None = None) -> O
     return observable
 
 
+def shell_averages(r: Float[np.ndarray, "n"], g: Float[np.ndarray, "n"], rdf: Observable) -> Float[np.ndarray, "bins"]:
+    r"""A g(r) that is known at points, e.g. measured, averaged over the shells in which ``rdf`` counts (host).
+
+    .. math:: \bar g_k = \int_{r_k}^{r_{k+1}} g(r)\, r^2\, dr \Big/ \int_{r_k}^{r_{k+1}} r^2\, dr
+
+    with g linear between the points. Its values at the centres of the bins differ from these on the flanks of peaks:
+    for water in bins of 0.2 Å by up to 0.2.
+
+    Args:
+        r: distances [Å], increasing, to the largest one of ``rdf`` at least; g is constant below the first.
+        g: the curve, no unit.
+        rdf: an observable made by ``rdf``.
+
+    Raises:
+        ValueError: for another observable, or distances that do not increase or end too early.
+    """
+    r, g = np.asarray(r, np.float64), np.asarray(g, np.float64)
+    centres = np.asarray(rdf.coordinate, np.float64)
+    if rdf.axis != "r [Å]":
+        raise ValueError(f"shell_averages needs an observable made by rdf. Got {rdf.name}.")
+    edges = np.append(centres - centres[0], centres[-1] + centres[0])
+    if r.shape != g.shape or (np.diff(r) <= 0).any() or r[-1] < edges[-1] * (1 - 1e-6):
+        raise ValueError(
+            f"The distances must increase and reach {edges[-1]:.4g} Å, one for each value. "
+            f"Got {r.shape} and {g.shape}, up to {r[-1]:.4g} Å. Give the rdf a smaller r_max."
+        )
+
+    def weighted(x: np.ndarray) -> np.ndarray:
+        return np.interp(x, r, g) * x**2
+
+    nodes = np.union1d(r[(r > 0) & (r < edges[-1])], edges)
+    a, b = nodes[:-1], nodes[1:]
+    pieces = (b - a) / 6 * (weighted(a) + 4 * weighted((a + b) / 2) + weighted(b))  # Simpson's rule, exact for cubics
+    return np.add.reduceat(pieces, np.searchsorted(a, edges[:-1])) / (np.diff(edges**3) / 3)
+
+
 def _pair_counts(system: System, pair, images, r_max: float, bins: int) -> Float[Array, "bins"]:
     """Number of ordered pairs (a around it b) per bin of distance, the images of an atom itself included."""
     n = system.species.shape[0]

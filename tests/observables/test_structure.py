@@ -8,7 +8,7 @@ from ase.build import bulk
 
 from bayespot.observables.observable import observe
 from bayespot.observables.pairs import translations
-from bayespot.observables.structure import adf, rdf
+from bayespot.observables.structure import adf, rdf, shell_averages
 from bayespot.records.system import System, from_ase
 from bayespot.records.trajectory import Frame, Trajectory
 
@@ -164,3 +164,31 @@ def test_an_open_box_and_an_absent_species_are_refused():
         observe(rdf(3.0), run_of([molecule]), blocks=1)
     with pytest.raises(ValueError, match=r"species \[14\]"):
         observe(adf(3.0, triplet=(6, 14, 8)), run_of([molecule]), blocks=1)
+
+
+def test_shell_averages_are_the_integrals_over_the_shells():
+    r = np.linspace(0.0, 3.1, 63)  # bins of 0.3 end between the points
+    observable = rdf(3.0, bins=10)
+    edges = np.linspace(0, 3, 11)
+    exact = 0.75 * np.diff(edges**4) / np.diff(edges**3)  # of g = r
+    np.testing.assert_allclose(shell_averages(r, r, observable), exact, rtol=1e-12)
+    np.testing.assert_allclose(shell_averages(r, np.ones(63), observable), 1.0, rtol=1e-12)
+
+
+def test_shell_averages_of_a_measured_curve_count_its_neighbours():
+    r = np.linspace(0.05, 4.0, 80)
+    g = np.exp(-((r - 2.0) ** 2) / 0.02)
+    bins = shell_averages(r, g, rdf(4.0, bins=5))
+    fine = np.linspace(0, 4, 400_001)
+    number = np.trapezoid(np.interp(fine, r, g) * fine**2, fine)
+    assert (bins * np.diff(np.linspace(0, 4, 6) ** 3) / 3).sum() == pytest.approx(number, rel=1e-8)
+
+
+def test_shell_averages_refuse_other_observables_and_short_curves():
+    r = np.linspace(0, 3, 7)
+    with pytest.raises(ValueError, match="made by rdf"):
+        shell_averages(r, r, adf(2.0))
+    with pytest.raises(ValueError, match="reach 4 Å"):
+        shell_averages(r, r, rdf(4.0))
+    with pytest.raises(ValueError, match="must increase"):
+        shell_averages(r[::-1], r, rdf(2.0))
