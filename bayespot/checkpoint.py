@@ -56,7 +56,10 @@ def checkpoint(folder: str | Path, mark: str, seconds_between: float = 30.0) -> 
             "Choose another folder, or remove it."
         )
     path.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(json.dumps({"fingerprint": mark}))
+    if not stamp.exists():
+        fresh = path / "run.json.new"
+        fresh.write_text(json.dumps({"fingerprint": mark}))
+        fresh.replace(stamp)  # whole or absent, whenever the process is killed
     manager = ocp.CheckpointManager(
         path / "states", options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     )

@@ -201,24 +201,35 @@ def made(chosen, problem: Problem, keys) -> dict[str, np.ndarray]:
         found = posteriors_of(keys[2], problem, problem.model, sets, kinds, chosen.samples)
         if not chosen.only:
             found |= {f"{n} shrunk": [shrunk(s) for s in samples] for n, samples in found.items()}
-            wrong = posteriors_of(keys[3], problem, problem.wrong, sets, ("ensemble",), chosen.samples)
+            few = sets[: chosen.controls]
+            wrong = posteriors_of(keys[3], problem, problem.wrong, few, ("ensemble",), chosen.samples)
             found["wrong model"] = wrong["ensemble"]
     stage(begin, "posteriors")
-    numbers = {"start": np.asarray(problem.start.position)}
+    numbers = {"start": np.asarray(problem.start.position), "made_with": np.array(made_with(chosen))}
     for name, samples in found.items():
+        if any(np.asarray(s.status).any() or np.asarray(s.log_weight).any() for s in samples):
+            raise RuntimeError(f"Samples of {name} are not all sound and equally weighted.")
         stacked = stack([s.params["potential"] | {"chain": s.chain} for s in samples])
         numbers |= {f"{name}/{k}": np.asarray(x) for k, x in stacked.items()}
     return numbers
+
+
+def made_with(chosen) -> str:
+    return f"--teacher {chosen.teacher} --seed {chosen.seed} --samples {chosen.samples} --sets {chosen.sets}"
 
 
 def kept(chosen, problem: Problem, keys) -> dict | None:
     """``made``, from the file where there is one; nothing where it was just written."""
     if not chosen.posteriors:
         return made(chosen, problem, keys)
-    if Path(chosen.posteriors).exists():
-        return dict(np.load(chosen.posteriors))
-    np.savez(chosen.posteriors, **made(chosen, problem, keys))
-    return None
+    file = Path(chosen.posteriors).with_suffix(".npz")
+    if not file.exists():
+        np.savez(file, **made(chosen, problem, keys))
+        return None
+    found = dict(np.load(file))
+    if found["made_with"] != made_with(chosen):
+        raise SystemExit(f"{file} was made with {found['made_with']}. Got {made_with(chosen)}.")
+    return found
 
 
 def samples_of(numbers: dict, name: str, spec, sets: int) -> list[bp.PosteriorSamples]:
@@ -245,7 +256,7 @@ def main() -> None:
     keys = jax.random.split(jax.random.fold_in(jax.random.key(17), chosen.seed), 6)
     ready = kept(chosen, problem, keys)
     if ready is not None:
-        start = replace(problem.start, position=jnp.asarray(ready.pop("start")))
+        start = replace(problem.start, position=jnp.asarray(ready["start"]))
         study(chosen, problem._replace(start=start), ready, keys)
 
 
@@ -256,7 +267,9 @@ def study(chosen, problem: Problem, posteriors: dict[str, np.ndarray], keys) -> 
     report("coverage_study_truth", teacher=chosen.teacher, **{f"{k}_error": v for k, v in errors.items()})
     stage(begin, "truth")
     studies = {}
-    for n, name in enumerate(dict.fromkeys(k.split("/")[0] for k in posteriors)):
+    for n, name in enumerate(dict.fromkeys(k.split("/")[0] for k in posteriors if "/" in k)):
+        if chosen.only not in (None, name):
+            continue
         model = problem.wrong if name == "wrong model" else problem.model
         samples = samples_of(posteriors, name, model.spec, chosen.sets if name in POSTERIORS else chosen.controls)
         studies[name] = found = bp.coverage_study(

@@ -1,6 +1,10 @@
 """The loop of simulations: batches, keys, repair of lists, failures, resuming."""
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -256,6 +260,37 @@ def test_resumes_bit_for_bit(runs, tmp_path, monkeypatch, interrupted_after):
     assert not calls
     with pytest.raises(ValueError, match="belongs to one run"):
         propagate(*arguments, checkpoint=tmp_path, **(options | {"equilibration": 20}))
+
+
+KILLED = """
+import os, signal, sys
+import tests.conftest, jax
+from tests.simulation.test_propagate import *
+
+calls, original, opened = [], loop._repaired, loop.open_checkpoint
+
+def killed(*args):
+    calls.append(1)
+    if len(calls) > 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args)
+
+loop.open_checkpoint = lambda folder, mark: opened(folder, mark, seconds_between=0.0)
+loop._repaired = killed
+propagate(jax.random.key(3), POTENTIAL, posterior(), argon(), ENSEMBLE, checkpoint=sys.argv[1], **OPTIONS)
+"""
+
+
+@pytest.mark.slow
+def test_resumes_bit_for_bit_in_a_new_process_after_a_kill(tmp_path, monkeypatch):
+    found = subprocess.run([sys.executable, "-c", KILLED, tmp_path], cwd=Path(__file__).parents[2], check=False)
+    assert found.returncode == -signal.SIGKILL
+    arguments = (jax.random.key(3), POTENTIAL, posterior(), argon(), ENSEMBLE)
+    through = propagate(*arguments, **OPTIONS)
+    calls, original = [], loop._repaired
+    monkeypatch.setattr(loop, "_repaired", lambda *args: (calls.append(1), original(*args))[1])
+    assert same(propagate(*arguments, checkpoint=tmp_path, **OPTIONS), through)
+    assert len(calls) == 1  # of two chunks
 
 
 def test_float32_stays_float32():
