@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.build import bulk
+from scipy import stats
 
 import bayespot as bp
 from bayespot import units
@@ -278,6 +279,7 @@ def study(chosen, problem: Problem, posteriors: dict[str, np.ndarray], keys) -> 
         )  # fmt: skip
         stage(begin, name)
         told(chosen.teacher, name, found)
+        told_of_parameters(chosen.teacher, name, samples, problem.teacher.init(keys[0]))
     if chosen.figure:
         draw(chosen.teacher, studies, chosen.figure)
 
@@ -297,6 +299,17 @@ def told(teacher: str, name: str, study: bp.CoverageStudy) -> None:
         numbers |= {f"{c.quantity}_resolved": study.resolved[c.quantity]}
     sets = len(next(iter(study.inside.values())))
     report("coverage_study", teacher=teacher, posterior=name, sets=sets, dropped=study.dropped, **numbers)
+
+
+def told_of_parameters(teacher: str, name: str, samples: list[bp.PosteriorSamples], true: dict) -> None:
+    """How often Student's intervals of the parameters contain the teacher's: that takes no simulation."""
+    numbers = {}
+    for k, x in stack([s.params["potential"] for s in samples]).items():
+        x = np.asarray(x, np.float64)
+        n = x.shape[1]
+        z = np.abs(x.mean(1) - float(true[k])) / (x.std(1, ddof=1) * np.sqrt(1 + 1 / n))
+        numbers |= {f"{k}_{100 * level:.0f}": (z < stats.t.ppf(0.5 + level / 2, n - 1)).mean() for level in (0.8, 0.95)}
+    report("coverage_study_parameters", teacher=teacher, posterior=name, sets=len(samples), **numbers)
 
 
 def draw(teacher: str, studies: dict, file: str) -> None:
