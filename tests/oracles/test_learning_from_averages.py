@@ -11,8 +11,10 @@ from bayespot.inference.alternate import alternate
 from bayespot.inference.infer import infer
 from bayespot.inference.optimise import optimise
 from bayespot.inference.priors import normal
+from bayespot.inference.schedules import cyclical
 from bayespot.inference.sghmc import sghmc
 from bayespot.inference.sgld import sgld
+from bayespot.inference.sgnht import sgnht
 from bayespot.inference.target import initial
 from bayespot.observables.observable import Observable, average, observe
 from bayespot.observables.structure import rdf
@@ -142,12 +144,23 @@ def test_two_particles_from_their_rdf(key):
     assert ((exact(k, r0) - exact(250, 3.5)) ** 2).mean() < 2e-3
 
 
-def test_the_posterior_of_a_measurement(key):
+CYCLE = cyclical(1e-2, 2e-3, length=100, explore=0.2, hot=1.0)
+SAMPLERS = {
+    "sgld": (lambda target: sgld(target, 5e-3), None),
+    "cyclical sgld": (lambda target: sgld(target, CYCLE.step_size, temperature=CYCLE.temperature), CYCLE.sampling),
+    "sghmc": (lambda target: sghmc(target, 0.1, friction=1.0), None),
+    "sgnht": (lambda target: sgnht(target, 0.1, friction=1.0, relaxation=1.0), None),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_posterior_of_a_measurement(key, name):
     """Spring constants k = eᵃ whose ⟨x²⟩ = kT/k was measured as 0.35 ± 0.1, prior a ~ N(0, 1): by quadrature.
 
     6 chains of 1600 steps after 400, of which every 25th or so is independent: 6 × 64 draws, standard error of the mean
     5 % and of the standard deviation 4 % of the latter; the step widens it by 4 %. Seed 0.
     """
+    algorithm, keep = SAMPLERS[name]
     potential = Potential(
         lambda key: {"a": jnp.asarray(0.7)},
         lambda p, s, n: 0.5 * jnp.exp(p["a"]) * (s.position**2).sum(-1), 1.0, (), {"name": "log spring"},
@@ -160,7 +173,9 @@ def test_the_posterior_of_a_measurement(key):
     deviation = np.sqrt(((a - mean) ** 2 * density).sum() / density.sum())
     one, two = jax.random.split(key)
     start = initial(two, target, chains=6)
-    samples = infer(one, sgld(target, 5e-3), start, None, steps=2000, burn_in=400, thin=5, progress=False)
+    samples = infer(
+        one, algorithm(target), start, None, steps=2000, burn_in=400, thin=5, keep=keep, progress=False
+    )  # fmt: skip
     drawn = np.asarray(samples.params["potential"]["a"])
     assert drawn.mean() == pytest.approx(mean, abs=4 * 0.05 * deviation)
     assert drawn.std() == pytest.approx(deviation, rel=0.04 + 4 * 0.04)
