@@ -51,6 +51,7 @@ class ReferenceState:
         simulations: number of simulations so far.
         age: evaluations since the frames were made.
         status: of the last simulation, a ``Status``.
+        crowded: whether a simulation needed longer neighbour lists than those to begin with.
     """
 
     runs: Run
@@ -61,6 +62,7 @@ class ReferenceState:
     simulations: Array
     age: Array
     status: Array
+    crowded: Array
 
 
 class Frames(NamedTuple):
@@ -74,7 +76,7 @@ class Frames(NamedTuple):
         energies: ``(params, state) → (n,)`` [eV], of every frame.
         slopes: ``(params, state) →`` energies and their gradients, with the axis ``n``; ``None`` in place of the
             gradients where so many are too large to be kept.
-        capacity: of the neighbour lists.
+        capacity: of the neighbour lists, also the longer ones of the simulations.
     """
 
     system: Callable[[Array], System]
@@ -105,8 +107,7 @@ class References(NamedTuple):
 def frames_of(potential: Potential, run: ReferenceRun) -> Frames:
     """The functions of single frames of a reference run."""
     require_whole_molecules(potential, np.array([len(run.start.species)]), "the start of the reference run")
-    fewest = neighbor_list(run.start, potential.cutoff, run.skin).capacity
-    capacity = (int(run.capacity * fewest[0]) + 2, int(run.capacity * fewest[1]))
+    capacity = rooms(potential, run)[1]
     lists = neighbor_list(run.start, potential.cutoff, 0.0, capacity)
 
     def system(position) -> System:
@@ -148,7 +149,7 @@ def references(
     """
     start, number = run.start, run.replicas * run.frames
     begin = starter(run.ensemble._replace(spec=()), run.replicas)
-    advance = _simulation(potential, run, frames)
+    advance = _simulation(potential, run)
 
     def first(key: Key) -> Run:
         replica = jnp.arange(run.replicas, dtype=jnp.int32)
@@ -160,7 +161,7 @@ def references(
         position = jnp.zeros((number, *start.position.shape), start.position.dtype)
         energy = jnp.full(number, jnp.nan, jnp.result_type(float))
         zero = jnp.zeros((), jnp.int32)
-        state = ReferenceState(_numbers(first(key)), position, position, energy, (), zero, zero, zero)
+        state = ReferenceState(_numbers(first(key)), position, position, energy, (), zero, zero, zero, jnp.array(False))
         shapes = jax.eval_shape(jax.vmap(lambda n: keep(frames.frame(state, n))), jnp.arange(number))
         return replace(state, kept=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
 
@@ -217,12 +218,40 @@ def share_of(weight: Float[Array, "*R T"]) -> Scalar:
     return (jnp.exp(jax.scipy.special.entr(weight).sum(-1)) / weight.shape[-1]).min()
 
 
-def _simulation(potential: Potential, run: ReferenceRun, frames: Frames) -> Callable:
+def _simulation(potential: Potential, run: ReferenceRun) -> Callable:
     """``(numbers → runs, params, state) → state`` with new frames, from where the last simulation ended.
 
-    It is repeated with a longer lookahead until no neighbour list was used too long.
+    A simulation whose neighbour lists were too short is repeated with longer ones, and those after it begin with them.
     """
-    neighbors = neighbor_list(run.start, potential.cutoff, run.skin, frames.capacity)
+    to_begin_with, longer = rooms(potential, run)
+    within = [_simulation_within(potential, run, room) for room in (to_begin_with, longer)]
+    lists = [neighbor_list(run.start, potential.cutoff, run.skin, room) for room in (to_begin_with, longer)]
+    if lists[0].capacity == lists[1].capacity:
+        return within[1]
+
+    def simulated(keys: Callable, params: Params, state: ReferenceState) -> ReferenceState:
+        refused = replace(state, status=jnp.full_like(state.status, Status.NEIGHBOR_OVERFLOW))
+        made = jax.lax.cond(any_together(~state.crowded), partial(within[0], keys), lambda *_: refused, params, state)
+        crowded = state.crowded | (made.status == Status.NEIGHBOR_OVERFLOW)
+
+        def repeated():
+            return jax.tree.map(partial(jnp.where, crowded), within[1](keys, params, state), made)
+
+        after = jax.lax.cond(any_together(crowded), repeated, lambda: made)
+        return replace(after, crowded=crowded)
+
+    return simulated
+
+
+def rooms(potential: Potential, run: ReferenceRun) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Capacities of the neighbour lists that simulations begin with, and of the longer ones."""
+    fewest = neighbor_list(run.start, potential.cutoff, run.skin).capacity
+    return fewest, (int(run.capacity * fewest[0]) + 2, int(run.capacity * fewest[1]))
+
+
+def _simulation_within(potential: Potential, run: ReferenceRun, capacity: tuple[int, int]) -> Callable:
+    """The same with lists of one capacity; repeated with a longer lookahead until no list was used too long."""
+    neighbors = neighbor_list(run.start, potential.cutoff, run.skin, capacity)
     options = {"skin": run.skin, "max_kT": run.max_kT, "frames": run.frames, "batch_size": run.replicas}
     advance = batch_chunk(potential, run.ensemble, neighbors, **options)
     zero, every = np.int32(0), np.int32(run.every)
@@ -245,7 +274,7 @@ def _simulation(potential: Potential, run: ReferenceRun, frames: Frames) -> Call
         seen, check = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[1:])
         never = (jnp.float32(1.0), (state.runs, seen, replace(check, late=jnp.ones_like(check.late))))
         _, (runs, seen, check) = jax.lax.while_loop(lambda carry: carry[1][2].late.any(), again, never)
-        overflow = (check.needed > jnp.asarray(frames.capacity)).any()
+        overflow = (check.needed > jnp.asarray(capacity)).any()
         status = jnp.where(overflow, Status.NEIGHBOR_OVERFLOW, jnp.where((runs.failed >= 0).any(), Status.UNSTABLE, 0))
         seen = {name: x.reshape(-1, *x.shape[2:]) for name, x in seen.items()}
         return replace(

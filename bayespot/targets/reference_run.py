@@ -71,8 +71,8 @@ def reference_run(
         max_age: and after so many evaluations in any case; 1 simulates in every step. Old frames have the same
             sampling error in every step: what learns from them for long learns that error, too.
         skin: of the neighbour lists [Å].
-        capacity: room of the neighbour lists, in units of what ``simulate`` begins with, a fifth above what ``start``
-            needs. A chain that needs more becomes unstable.
+        capacity: room of the longest neighbour lists, in units of what simulations begin with, a fifth above what
+            ``start`` needs. A chain that needs more becomes unstable.
         max_kT: kinetic temperature [eV] beyond which a simulation counts as unstable; default ten times the
             ensemble's. A few atoms exceed that by chance now and then.
 
