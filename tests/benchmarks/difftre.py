@@ -74,7 +74,7 @@ def main() -> None:
     now = state_of(state, start)
     alone = {"simulation": simulation(potential, start, now, frames, 1.5)}
     alone["simulate"] = simulation(potential, start, now, frames, 1.0)
-    times = alternate({**alone, **updates}, repeats=5)
+    times = alternate({**alone, **updates}, repeats=15)
     report(
         "difftre",
         simulation_seconds=times["simulation"],
