@@ -216,7 +216,7 @@ def made(chosen, problem: Problem, keys) -> dict[str, np.ndarray]:
 
 
 def made_with(chosen) -> str:
-    return f"--teacher {chosen.teacher} --seed {chosen.seed} --samples {chosen.samples} --sets {chosen.sets}"
+    return f"--teacher {chosen.teacher} --seed {chosen.seed} --samples {chosen.samples}"
 
 
 def kept(chosen, problem: Problem, keys) -> dict | None:
@@ -237,7 +237,9 @@ def samples_of(numbers: dict, name: str, spec, sets: int) -> list[bp.PosteriorSa
     """The samples of the first data sets."""
     own = {k.split("/")[1]: x for k, x in numbers.items() if k.startswith(f"{name}/")}
     chain = own.pop("chain")
-    one = [bp.as_samples({k: x[n] for k, x in own.items()}, spec) for n in range(min(sets, len(chain)))]
+    if len(chain) < sets:
+        raise SystemExit(f"There are {len(chain)} data sets of {name}. Got --sets or --controls {sets}.")
+    one = [bp.as_samples({k: x[n] for k, x in own.items()}, spec) for n in range(sets)]
     return [replace(s, chain=jnp.asarray(chain[n])) for n, s in enumerate(one)]
 
 
@@ -267,12 +269,12 @@ def study(chosen, problem: Problem, posteriors: dict[str, np.ndarray], keys) -> 
     true, errors = truth(keys[0], problem, 4 * chosen.samples)
     report("coverage_study_truth", teacher=chosen.teacher, **{f"{k}_error": v for k, v in errors.items()})
     stage(begin, "truth")
-    studies = {}
+    studies, few = {}, min(chosen.sets, chosen.controls)
     for n, name in enumerate(dict.fromkeys(k.split("/")[0] for k in posteriors if "/" in k)):
         if chosen.only not in (None, name):
             continue
         model = problem.wrong if name == "wrong model" else problem.model
-        samples = samples_of(posteriors, name, model.spec, chosen.sets if name in POSTERIORS else chosen.controls)
+        samples = samples_of(posteriors, name, model.spec, chosen.sets if name in POSTERIORS else few)
         studies[name] = found = bp.coverage_study(
             jax.random.fold_in(keys[4], n), model, samples, problem.start, problem.ensemble, problem.observables, true,
             steps=problem.steps, every=problem.every, equilibration=problem.equilibration, progress=False,
