@@ -95,7 +95,8 @@ def observe(
         blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated;
             default 4. Of shared frames the few runs must tell that of all samples: default at least 16 in all.
             A block should be several correlation times long (``block_independence``). The later of two frames that
-            count together may lie in the next block.
+            count together may lie in the next block, whose averages are like its own then: take three blocks or more,
+            or replicas, for lags of half a block.
         discard: frames left out at the start of every run, to equilibrate.
         batch_size: runs treated at once; default 1 on a CPU, as many as its memory holds on an accelerator.
 

@@ -88,17 +88,20 @@ def shell_averages(r: Float[np.ndarray, "n"], g: Float[np.ndarray, "n"], rdf: Ob
         rdf: an observable made by ``rdf``.
 
     Raises:
-        ValueError: for another observable, or distances that do not increase or end too early.
+        ValueError: for another observable, numbers that are not finite, or distances that do not increase or end too
+            early.
     """
     r, g = np.asarray(r, np.float64), np.asarray(g, np.float64)
     centres = np.asarray(rdf.coordinate, np.float64)
     if rdf.axis != "r [Å]":
         raise ValueError(f"shell_averages needs an observable made by rdf. Got {rdf.name}.")
     edges = np.append(centres - centres[0], centres[-1] + centres[0])
-    if r.shape != g.shape or (np.diff(r) <= 0).any() or r[-1] < edges[-1] * (1 - 1e-6):
+    if r.ndim != 1 or r.shape != g.shape or not np.isfinite(r).all() or not np.isfinite(g).all():
+        raise ValueError(f"Need finite distances and as many finite values. Got the shapes {r.shape} and {g.shape}.")
+    if (np.diff(r) <= 0).any() or r.max(initial=0) < edges[-1] * (1 - 1e-6):
         raise ValueError(
-            f"The distances must increase and reach {edges[-1]:.4g} Å, one for each value. "
-            f"Got {r.shape} and {g.shape}, up to {r[-1]:.4g} Å. Give the rdf a smaller r_max."
+            f"The distances must increase and reach {edges[-1]:.4g} Å. Got {len(r)}, up to {r.max(initial=0):.4g} Å. "
+            "Give the rdf a smaller r_max."
         )
 
     def weighted(x: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from bayespot.batching import any_together
 from bayespot.errors import Status
 from bayespot.inference.priors import Prior
 from bayespot.inference.target import SIMULATION_STATUS, Batch
-from bayespot.potentials.neighbor_list import neighbor_list
+from bayespot.potentials.neighbor_list import NeighborList, neighbor_list
 from bayespot.potentials.potential import Potential, require_whole_molecules
 from bayespot.records.system import System
 from bayespot.records.trajectory import Frame
@@ -223,22 +223,19 @@ def _simulation(potential: Potential, run: ReferenceRun) -> Callable:
 
     A simulation whose neighbour lists were too short is repeated with longer ones, and those after it begin with them.
     """
-    to_begin_with, longer = rooms(potential, run)
-    within = [_simulation_within(potential, run, room) for room in (to_begin_with, longer)]
-    lists = [neighbor_list(run.start, potential.cutoff, run.skin, room) for room in (to_begin_with, longer)]
-    if lists[0].capacity == lists[1].capacity:
-        return within[1]
+    short, long = (neighbor_list(run.start, potential.cutoff, run.skin, room) for room in rooms(potential, run))
+    last = _simulation_within(potential, run, long)
+    if short.capacity == long.capacity:
+        return last
+    first = _simulation_within(potential, run, short)
 
     def simulated(keys: Callable, params: Params, state: ReferenceState) -> ReferenceState:
+        # All chains of a batch take the same way, or each would have to wait for both.
         refused = replace(state, status=jnp.full_like(state.status, Status.NEIGHBOR_OVERFLOW))
-        made = jax.lax.cond(any_together(~state.crowded), partial(within[0], keys), lambda *_: refused, params, state)
-        crowded = state.crowded | (made.status == Status.NEIGHBOR_OVERFLOW)
-
-        def repeated():
-            return jax.tree.map(partial(jnp.where, crowded), within[1](keys, params, state), made)
-
-        after = jax.lax.cond(any_together(crowded), repeated, lambda: made)
-        return replace(after, crowded=crowded)
+        made = jax.lax.cond(any_together(state.crowded), lambda: refused, lambda: first(keys, params, state))
+        crowded = any_together(made.status == Status.NEIGHBOR_OVERFLOW)
+        after = jax.lax.cond(crowded, lambda: last(keys, params, state), lambda: made)
+        return replace(after, crowded=crowded & (after.status == Status.OK))  # a chain that is lost has no say
 
     return simulated
 
@@ -249,9 +246,8 @@ def rooms(potential: Potential, run: ReferenceRun) -> tuple[tuple[int, int], tup
     return fewest, (int(run.capacity * fewest[0]) + 2, int(run.capacity * fewest[1]))
 
 
-def _simulation_within(potential: Potential, run: ReferenceRun, capacity: tuple[int, int]) -> Callable:
-    """The same with lists of one capacity; repeated with a longer lookahead until no list was used too long."""
-    neighbors = neighbor_list(run.start, potential.cutoff, run.skin, capacity)
+def _simulation_within(potential: Potential, run: ReferenceRun, neighbors: NeighborList) -> Callable:
+    """``_simulation`` with one kind of lists; repeated with a longer lookahead until none was used too long."""
     options = {"skin": run.skin, "max_kT": run.max_kT, "frames": run.frames, "batch_size": run.replicas}
     advance = batch_chunk(potential, run.ensemble, neighbors, **options)
     zero, every = np.int32(0), np.int32(run.every)
@@ -274,7 +270,7 @@ def _simulation_within(potential: Potential, run: ReferenceRun, capacity: tuple[
         seen, check = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[1:])
         never = (jnp.float32(1.0), (state.runs, seen, replace(check, late=jnp.ones_like(check.late))))
         _, (runs, seen, check) = jax.lax.while_loop(lambda carry: carry[1][2].late.any(), again, never)
-        overflow = (check.needed > jnp.asarray(capacity)).any()
+        overflow = (check.needed > jnp.asarray(neighbors.capacity)).any()
         status = jnp.where(overflow, Status.NEIGHBOR_OVERFLOW, jnp.where((runs.failed >= 0).any(), Status.UNSTABLE, 0))
         seen = {name: x.reshape(-1, *x.shape[2:]) for name, x in seen.items()}
         return replace(

@@ -87,7 +87,11 @@ def reference_run(
         )
     max_kT = 10 * ensemble.kT if max_kT is None else max_kT
     positive = {"steps": steps, "every": every, "replicas": replicas, "min_share": min_share}
-    _check_positive(**positive, max_age=max_age, skin=skin, capacity=capacity, max_kT=max_kT)
+    _check_positive(**positive, max_age=max_age, skin=skin, max_kT=max_kT)
+    if capacity < 1:
+        raise ValueError(
+            f"capacity must be at least 1, the room of the lists that simulations begin with. Got {capacity}."
+        )
     equilibration = -(-steps // 10 // every) * every if equilibration is None else equilibration
     first_equilibration = steps if first_equilibration is None else first_equilibration
     _check_multiples(every, steps=steps, equilibration=equilibration, first_equilibration=first_equilibration)

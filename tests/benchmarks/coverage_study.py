@@ -230,6 +230,9 @@ def kept(chosen, problem: Problem, keys) -> dict | None:
     found = dict(np.load(file))
     if found["made_with"] != made_with(chosen):
         raise SystemExit(f"{file} was made with {found['made_with']}. Got {made_with(chosen)}.")
+    for name in (chosen.only,) if chosen.only else POSTERIORS:
+        if f"{name}/chain" not in found:
+            raise SystemExit(f"{file} has no samples of {name}.")
     return found
 
 
@@ -304,7 +307,7 @@ def told(teacher: str, name: str, study: bp.CoverageStudy) -> None:
 
 
 def told_of_parameters(teacher: str, name: str, samples: list[bp.PosteriorSamples], true: dict) -> None:
-    """How often Student's intervals of the parameters contain the teacher's: that takes no simulation."""
+    """How often Student's intervals of the parameters, all draws for independent, contain the teacher's."""
     numbers = {}
     for k, x in stack([s.params["potential"] for s in samples]).items():
         x = np.asarray(x, np.float64)

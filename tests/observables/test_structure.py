@@ -192,3 +192,5 @@ def test_shell_averages_refuse_other_observables_and_short_curves():
         shell_averages(r, r, rdf(4.0))
     with pytest.raises(ValueError, match="must increase"):
         shell_averages(r[::-1], r, rdf(2.0))
+    with pytest.raises(ValueError, match="Need finite"):
+        shell_averages(r, np.where(r > 2, np.nan, r), rdf(2.0))

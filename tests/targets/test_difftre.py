@@ -295,13 +295,14 @@ def test_several_chains_batched_or_one_by_one_with_a_prior(key):
 
 
 @pytest.mark.slow
-def test_a_list_too_short_makes_the_chain_unstable(key):
+def test_a_list_too_short_makes_the_chain_unstable(key, monkeypatch):
+    monkeypatch.setattr("bayespot.targets.reference_frames.rooms", lambda *_: ((1, 0), (1, 0)))
     run = reference_run(
-        system(np.array([[0, 0, 0], [2.5, 0, 0]]), [18, 18], 12.0 * np.eye(3)),
+        system(np.array([[0, 0, 0], [2.5, 0, 0], [0, 2.5, 0]]), [18] * 3, 12.0 * np.eye(3)),
         nvt_langevin(kT=0.01, dt=1.0), steps=20, every=10,
     )  # fmt: skip
     potential = lennard_jones(2.4, 0.05, cutoff=5.0)
-    target = difftre(potential, run._replace(capacity=-9.0), {"g": Measurement(rdf(5.0, 5), np.ones(5), 1.0)})
+    target = difftre(potential, run, {"g": Measurement(rdf(5.0, 5), np.ones(5), 1.0)})
     start = initial(key, target, chains=1)
     with pytest.warns(RuntimeWarning, match="diverged.*raise the capacity"):
         samples = infer(key, optimise(target, optax.sgd(1e-3)), start, None, steps=3, thin=1, burn_in=0, progress=False)
