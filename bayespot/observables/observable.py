@@ -94,9 +94,8 @@ def observe(
             the potential. Without them all weights are equal and every run is a chain of its own, as in an ensemble.
         blocks: each run is also averaged in so many consecutive parts, from which the sampling error is estimated;
             default 4. Of shared frames the few runs must tell that of all samples: default at least 16 in all.
-            A block should be several correlation times long (``block_independence``). The later of two frames that
-            count together may lie in the next block, whose averages are like its own then: take three blocks or more,
-            or replicas, for lags of half a block.
+            A block should be several correlation times long (``block_independence``). With lags of half a block and
+            more, take three blocks at least, or replicas: pairs of frames may end in the next block.
         discard: frames left out at the start of every run, to equilibrate.
         batch_size: runs treated at once; default 1 on a CPU, as many as its memory holds on an accelerator.
 

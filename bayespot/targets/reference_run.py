@@ -77,14 +77,10 @@ def reference_run(
             ensemble's. A few atoms exceed that by chance now and then.
 
     Raises:
-        ValueError: for numbers that are not positive or not multiples of ``every``, or an ensemble without thermostat
-            or with a box that moves.
+        ValueError: for numbers that are not positive or not multiples of ``every``, a capacity below 1, or an ensemble
+            without thermostat or with a box that moves.
     """
-    if ensemble.box is not None or not ensemble.kT > 0 or ensemble.spec.get("name") == "nve":
-        raise ValueError(
-            "Frames can be reweighted at a constant temperature and in a constant box. "
-            f"Got the ensemble {ensemble.spec.get('name')!r}. Use nvt_langevin or nvt_nose_hoover."
-        )
+    _require_thermostat(ensemble)
     max_kT = 10 * ensemble.kT if max_kT is None else max_kT
     positive = {"steps": steps, "every": every, "replicas": replicas, "min_share": min_share}
     _check_positive(**positive, max_age=max_age, skin=skin, max_kT=max_kT)
@@ -100,6 +96,14 @@ def reference_run(
         start, ensemble, every, steps // every, equilibration // every, first_equilibration // every,
         replicas, reseed, min_share, max_age, skin, capacity, max_kT,
     )  # fmt: skip
+
+
+def _require_thermostat(ensemble: Ensemble) -> None:
+    if ensemble.box is not None or not ensemble.kT > 0 or ensemble.spec.get("name") == "nve":
+        raise ValueError(
+            "Frames can be reweighted at a constant temperature and in a constant box. "
+            f"Got the ensemble {ensemble.spec.get('name')!r}. Use nvt_langevin or nvt_nose_hoover."
+        )
 
 
 def _check_positive(**numbers) -> None:
