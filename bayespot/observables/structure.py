@@ -90,6 +90,8 @@ def shell_averages(r: Float[np.ndarray, "n"], g: Float[np.ndarray, "n"], rdf: Ob
     Raises:
         ValueError: for another observable, numbers that are not finite, or distances that do not increase or end too
             early.
+
+    Reference: what the histogram of ``rdf`` counts, Allen and Tildesley (2017), section 8.2.
     """
     r, g = np.asarray(r, np.float64), np.asarray(g, np.float64)
     centres = np.asarray(rdf.coordinate, np.float64)

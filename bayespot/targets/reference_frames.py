@@ -76,7 +76,6 @@ class Frames(NamedTuple):
         energies: ``(params, state) → (n,)`` [eV], of every frame.
         slopes: ``(params, state) →`` energies and their gradients, with the axis ``n``; ``None`` in place of the
             gradients where so many are too large to be kept.
-        capacity: of the neighbour lists, also the longer ones of the simulations.
     """
 
     system: Callable[[Array], System]
@@ -85,7 +84,6 @@ class Frames(NamedTuple):
     energy: Callable[[Params, Array], Scalar]
     energies: Callable[[Params, ReferenceState], Array]
     slopes: Callable[[Params, ReferenceState], tuple[Array, Params | None]]
-    capacity: tuple[int, int]
 
 
 class References(NamedTuple):
@@ -107,8 +105,7 @@ class References(NamedTuple):
 def frames_of(potential: Potential, run: ReferenceRun) -> Frames:
     """The functions of single frames of a reference run."""
     require_whole_molecules(potential, np.array([len(run.start.species)]), "the start of the reference run")
-    capacity = rooms(potential, run)[1]
-    lists = neighbor_list(run.start, potential.cutoff, 0.0, capacity)
+    lists = neighbor_list(run.start, potential.cutoff, 0.0, rooms(potential, run)[1])
 
     def system(position) -> System:
         return replace(run.start, position=position)
@@ -133,7 +130,7 @@ def frames_of(potential: Potential, run: ReferenceRun) -> Frames:
             return energies(params, state), None
         return jax.lax.map(partial(jax.value_and_grad(energy), params), state.position)
 
-    return Frames(system, neighbors, frame, energy, energies, slopes, capacity)
+    return Frames(system, neighbors, frame, energy, energies, slopes)
 
 
 def references(

@@ -1,7 +1,8 @@
 """An update of DiffTRe over the simulation that it rests on: with new frames, and with reweighted old ones; memory.
 
 108 Lennard-Jones atoms (argon, 100 K), 2000 steps, 60 frames of their RDF. The simulation alone is the same chunk,
-once with neighbour lists of the target's room and once with those that ``simulate`` makes.
+once with the short neighbour lists that both the target and ``simulate`` begin with, and once with the target's longer
+ones, in which frames are reweighted.
 """
 
 import jax
