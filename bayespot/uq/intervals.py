@@ -8,7 +8,7 @@ one factor :math:`\kappa` about the posterior mean :math:`m`,
 
 where :math:`q_\pm` are the ends of the interval that the noisy sample means themselves would give. :math:`\kappa` is 1
 where sampling noise is negligible (then this *is* the quantile or the Student interval). Where noise explains
-all of the spread it falls to about 0.7 for 8 samples and 0.3 for 100, not to :math:`S^{-1/2}`, because the spread
+all of the spread it falls to about 0.8 for 8 samples and 0.4 for 100, not to :math:`S^{-1/2}`, because the spread
 itself is uncertain.
 
 Samples that were reweighted from the same frames share most of their sampling error: it moves all of them together,
@@ -173,21 +173,27 @@ def _deconvolution(parts: Components, level: float) -> np.ndarray:
     :math:`a = \nu_1/\chi^2_{\nu_1}` and :math:`b = \nu_2/\chi^2_{\nu_2}` the variance of :math:`\theta - m`, in units
     of the spread, is distributed as :math:`V = \max(0, a - f b) + a/n`, :math:`f` = noise/spread, and the half width is
     the quantile of the Gaussian mixture over V. It is exactly Student's t for :math:`f = 0`.
-    Simulated coverage at 95 % with 8 to 100 Gaussian samples and two replicas: 92.5 to 97 %, lowest where noise and
-    parametric variance are of one size.
 
-    Reference: Weerahandi, *J. Am. Stat. Assoc.* 88, 899 (1993), generalised confidence intervals.
+    Draws with :math:`a < f b` have half the weight. As a generalised interval they would have all of it, in a posterior
+    under a flat prior none. Simulated coverage at 80 and 95 % with 4 to 100 Gaussian samples, where the parametric
+    variance is 0.1 to 1 of the spread: 74 to 83 and 93 to 96 % with all, 76 to 88 and 94 to 97 % with half, 78 to 99
+    and 94 to 100 % with none.
+
+    References: Weerahandi, *J. Am. Stat. Assoc.* 88, 899 (1993), generalised confidence intervals; Box and Tiao,
+    *Bayesian Inference in Statistical Analysis* (1973), section 5.2, the posterior.
     """
     nodes = (np.arange(32) + 0.5) / 32
     freedom = parts.number - 1
     a = (freedom / stats.chi2.ppf(nodes, freedom))[:, None]
     b = parts.degrees / stats.chi2.ppf(nodes, parts.degrees)
     ratio = np.concatenate([[0.0], np.geomspace(1e-3, 30.0, 60)])
-    deviation = np.sqrt(np.maximum(0.0, a - ratio[:, None, None] * b) + a / parts.number).reshape(len(ratio), -1)
+    model = (a - ratio[:, None, None] * b).reshape(len(ratio), -1)
+    weight = np.where(model > 0, 1.0, 0.5)
+    deviation = np.sqrt(np.maximum(0.0, model) + np.repeat(a / parts.number, len(nodes)))
     low, high = np.zeros(len(ratio)), np.full(len(ratio), 20.0 * deviation.max())
     for _ in range(40):
         middle = 0.5 * (low + high)
-        inside = special.erf(middle[:, None] / (np.sqrt(2.0) * deviation)).mean(1) < level
+        inside = np.average(special.erf(middle[:, None] / (np.sqrt(2.0) * deviation)), 1, weight) < level
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     found = np.divide(parts.noise, parts.spread, out=np.zeros_like(parts.spread), where=parts.spread > 0)
     return np.asarray(np.interp(found, ratio, high / high[0]))
