@@ -105,7 +105,8 @@ def neighbor_list(
         index, shift, found, most = entries(near, j, first, offsets)
         most = jnp.minimum(most, asked) if complete else most  # a complete list cannot overflow
         neighbors = Neighbors(jnp.where(found, index, n), jnp.where(found[..., None], shift, 0))
-        return neighbors, jnp.stack([most, crowd])
+        # Without the barrier the compiler puts the search into every loop of an energy that uses the list.
+        return jax.lax.optimization_barrier(neighbors), jnp.stack([most, crowd])
 
     return NeighborList(update, capacity, reach, room)
 
