@@ -4,13 +4,10 @@
 once with the short neighbour lists that both the target and ``simulate`` begin with, and once with the target's longer
 ones, in which frames are reweighted.
 
-All on one core: with two, identical programs differ by a quarter from process to process.
+All on one core: with more, identical programs differ from process to process.
 """
 
 import os
-
-if hasattr(os, "sched_setaffinity"):  # before JAX makes its threads
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +66,7 @@ def work(potential, start, frames: int) -> int:
 
 
 def main() -> None:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # before JAX makes its threads
     start, frames = liquid(), STEPS // EVERY
     potential = bp.lennard_jones(3.4, 0.0104, cutoff=8.0)
     key = jax.random.key(0)

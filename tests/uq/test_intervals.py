@@ -87,12 +87,11 @@ def test_coverage_of_the_student_interval(noise, low, high, samples):
     assert low - binomial(low) < covered < high + binomial(high)
 
 
-@pytest.mark.parametrize("samples", [8, 16])
-def test_coverage_of_eighty_percent_where_noise_and_spread_are_of_one_size(samples):
-    obs, truth = experiments(3, samples, 2, 1.0, np.sqrt(2), REPETITIONS)
-    covered = np.mean(interval(obs, 0.8).covers(truth))
-    # The measured dips, 0.785 and 0.775. With all draws below zero counted in full it is 0.75.
-    assert 0.77 - binomial(0.8) < covered < 0.8 + binomial(0.8)
+def test_coverage_of_eighty_percent_where_noise_and_spread_are_of_one_size():
+    """The measured dip of eight samples, 0.78; were all draws below zero counted in full, it would be 0.75."""
+    seeds = [experiments(seed, 8, 2, 1.0, np.sqrt(2), REPETITIONS) for seed in range(4)]
+    covered = np.mean([interval(obs, 0.8).covers(truth) for obs, truth in seeds])
+    assert 0.77 < covered < 0.8  # 0.0032 is its standard error
 
 
 def test_the_plain_difference_of_variances_would_cover_less():

@@ -42,7 +42,7 @@ def test_the_common_error_stays_and_the_private_shrinks(samples):
     np.testing.assert_allclose(it.std_sampling, np.sqrt(got.mean_noise))
 
 
-# The common error as large as the spread, as a tenth of it, and alone; between 92.5 and 97 % as for independent errors,
+# The common error as large as the spread, as a tenth of it, and alone; between 92.5 and 97 %,
 # and 4 binomial standard errors.
 @pytest.mark.parametrize(
     ("samples", "model", "common"), [(8, 1.0, 4.0), (8, 1.0, 0.4), (40, 1.0, 4.0), (40, 1.0, 1.0), (8, 0.0, 4.0)]
